@@ -1,0 +1,40 @@
+# make demo   installs into .venv and runs the main job: teacher, student alone, student distilled, one table, two pictures
+# make test   installs what it needs and runs lint, types and tests
+# make install TORCH="torch==2.13.0 torchvision==0.28.0"   another torch (the default is the newest of the registry)
+
+PYTHON ?= python3
+TORCH ?= torch torchvision
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -q
+# The marks of finished steps; a changed TORCH or pyproject.toml runs them again, an unchanged one costs nothing.
+MARK := $(VENV)/.installed
+
+.PHONY: demo test install lint clean-demo
+
+demo: install
+	$(VENV)/bin/python -m kd_cli.demo
+
+test: $(MARK)-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q
+
+install: $(MARK)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo 'Python 3.10 or newer with venv is needed. On Debian or Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(MARK): pyproject.toml $(VENV)/bin/python
+	$(PIP) install -U pip setuptools wheel
+	$(PIP) install $(TORCH)
+	@# without --no-build-isolation basicsr's setup downloads torch a second time
+	$(PIP) install --no-build-isolation basicsr
+	$(PIP) install --no-build-isolation -e .
+	@$(VENV)/bin/python -c 'import kd_utils'
+	@touch $@
+
+$(MARK)-dev: $(MARK)
+	$(PIP) install --no-build-isolation -e '.[dev]'
+	@touch $@

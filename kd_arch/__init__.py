@@ -1,0 +1,2 @@
+"""Networks that BasicSR lacks, registered by the file-name scan of kd_models."""
+import kd_utils  # noqa: F401  makes basicsr importable

@@ -1,0 +1,321 @@
+"""BasicSR's train and test pipelines, made of its own builders and loggers, with what they lack.
+
+Same flags, folders, files and log lines as `basicsr.train.train_pipeline` and `basicsr.test.test_pipeline`. In addition:
+options are checked before anything is built; processes talk over gloo where there is no GPU; every draw of an image is
+seeded by its number; training resumes on a CPU, at the position in the epoch where it stopped; a progress bar.
+`--loop basicsr` runs the stock pipelines instead.
+"""
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from os import path as osp
+from typing import Any
+
+import torch
+import yaml
+from basicsr.data import build_dataloader, build_dataset
+from basicsr.data.prefetch_dataloader import CUDAPrefetcher
+from basicsr.models import build_model
+from basicsr.test import test_pipeline as stock_test_pipeline
+from basicsr.train import init_tb_loggers
+from basicsr.train import train_pipeline as stock_train_pipeline
+from basicsr.utils import (
+    AvgTimer,
+    MessageLogger,
+    check_resume,
+    get_env_info,
+    get_root_logger,
+    get_time_str,
+    make_exp_dirs,
+    mkdir_and_rename,
+)
+from basicsr.utils.dist_util import get_dist_info, master_only
+from basicsr.utils.options import copy_opt_file, dict2str
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from kd_data.draws import DrawSampler, SeededDraws, seed_everything
+from kd_utils import checkpoint
+from kd_utils.options import OptionError, check_files, check_options, parse_options
+
+
+def train_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
+    """Trains as the command line says.
+
+    Args:
+        root_path: The folder of `experiments/` and `tb_logger/`.
+        argv: Arguments, `sys.argv[1:]` by default.
+
+    Raises:
+        OptionError: The options or the files that they name are wrong; nothing was created.
+    """
+    opt, args = _read_options(argv, root_path, is_train=True)
+    if args.loop == 'basicsr':
+        return _run_stock(stock_train_pipeline, opt, args, root_path)
+    _start_processes(opt, args)
+    torch.backends.cudnn.benchmark = True
+    resume_state = load_resume_state(opt)
+    if resume_state is None:
+        make_exp_dirs(opt)
+        if opt['logger'].get('use_tb_logger') and 'debug' not in opt['name'] and opt['rank'] == 0:
+            mkdir_and_rename(osp.join(opt['root_path'], 'tb_logger', opt['name']))
+    logger = _start_logging(opt, args, opt['path']['experiments_root'], 'train')
+    tb_logger = init_tb_loggers(opt)
+    train_loader, sampler, val_loaders = create_loaders(opt)
+    model = build_model(opt)
+    current_iter = 0
+    if resume_state:
+        model.resume_training(resume_state)
+        current_iter = resume_state['iter']
+        logger.info(f"Resuming training from epoch: {resume_state['epoch']}, iter: {current_iter}.")
+    _train(opt, model, train_loader, sampler, val_loaders, current_iter, tb_logger)
+    if tb_logger:
+        tb_logger.close()
+    _stop_processes()
+
+
+def _train(opt: dict[str, Any], model: Any, train_loader: DataLoader, sampler: DrawSampler,
+           val_loaders: list[DataLoader], current_iter: int, tb_logger: Any) -> None:
+    """The loop over iterations, from `current_iter` + 1 to `total_iter`."""
+    logger, total = get_root_logger(), int(opt['train']['total_iter'])
+    message_logger = MessageLogger(opt, current_iter, tb_logger)
+    batch = train_loader.batch_size * opt['world_size']  # type: ignore[operator]
+    data_timer, iter_timer, start_time, validated = AvgTimer(), AvgTimer(), time.time(), current_iter
+    warmup = opt['train'].get('warmup_iter', -1)
+    with _progress_bar(current_iter, total, opt['rank']) as bar:
+        for epoch, data in _batches(opt, train_loader, sampler, current_iter, total):
+            data_timer.record()
+            current_iter += 1
+            model.update_learning_rate(current_iter, warmup_iter=warmup)
+            # what the step draws is a function of the iteration, so nothing has to be restored on resume
+            seed_everything(opt['manual_seed'], opt['rank'], current_iter)
+            model.feed_data(data)
+            model.optimize_parameters(current_iter)
+            iter_timer.record()
+            if current_iter == 1:
+                message_logger.reset_start_time()
+            if current_iter % opt['logger']['print_freq'] == 0:
+                log = model.get_current_log()
+                message_logger({'epoch': epoch, 'iter': current_iter, 'lrs': model.get_current_learning_rate(),
+                                'time': iter_timer.get_avg_time(), 'data_time': data_timer.get_avg_time(), **log})
+                losses = {name: f'{value:.3g}' for name, value in log.items() if name.startswith('l_')}
+                bar.set_postfix({'images/s': f'{batch / max(iter_timer.get_avg_time(), 1e-9):.1f}', **losses})
+            bar.update()
+            last = current_iter == total
+            if opt.get('val') and (last or current_iter % opt['val']['val_freq'] == 0):
+                _validate(opt, model, val_loaders, current_iter, tb_logger)
+                validated = current_iter
+            if last or current_iter % opt['logger']['save_checkpoint_freq'] == 0:
+                # after the validation of the same iteration, so that the state knows the best metrics
+                logger.info('Saving models and training states.')
+                model.save(epoch, current_iter)
+            data_timer.start()
+            iter_timer.start()
+    elapsed = datetime.timedelta(seconds=int(time.time() - start_time))
+    logger.info(f'End of training. Time consumed: {elapsed}')
+    logger.info('Save the latest model.')
+    model.save(epoch=-1, current_iter=-1)
+    if opt.get('val') and validated != current_iter:
+        _validate(opt, model, val_loaders, current_iter, tb_logger)
+
+
+def test_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
+    """Tests as the command line says; see `train_pipeline`."""
+    opt, args = _read_options(argv, root_path, is_train=False)
+    if args.loop == 'basicsr':
+        return _run_stock(stock_test_pipeline, opt, args, root_path)
+    _start_processes(opt, args)
+    torch.backends.cudnn.benchmark = True
+    make_exp_dirs(opt)
+    logger = _start_logging(opt, args, opt['path']['results_root'], 'test')
+    loaders = []
+    for _, dataset_opt in sorted(opt['datasets'].items()):
+        loaders.append(_loader(build_dataset(dataset_opt), dataset_opt, opt))
+        logger.info(f"Number of test images in {dataset_opt['name']}: {len(loaders[-1].dataset)}")
+    model = build_model(opt)
+    for loader in loaders:
+        logger.info(f"Testing {loader.dataset.opt['name']}...")
+        model.validation(loader, current_iter=opt['name'], tb_logger=None, save_img=opt['val']['save_img'])
+    _stop_processes()
+
+
+def _read_options(argv: Sequence[str] | None, root_path: str, is_train: bool) -> tuple[dict[str, Any], Any]:
+    """The options, checked as far as is possible without building anything."""
+    opt, args = parse_options(sys.argv[1:] if argv is None else list(argv), root_path, is_train)
+    model = MODEL_REGISTRY._obj_map.get(opt['model_type'])
+    args.messages += check_options(opt, getattr(model, 'losses', None))
+    check_files(opt)
+    return opt, args
+
+
+def _run_stock(pipeline: Any, opt: dict[str, Any], args: Any, root_path: str) -> None:
+    """BasicSR's own loop, on a plain YAML file in which aliases, variables and `--force_yml` are already applied."""
+    for message in args.messages:
+        print(message, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        plain = osp.join(folder, osp.basename(args.opt))
+        with open(plain, 'w') as file:
+            yaml.safe_dump(opt, file, sort_keys=False)
+        flags = ['--auto_resume'] * args.auto_resume + ['--debug'] * args.debug
+        sys.argv = [sys.argv[0], '-opt', plain, '--launcher', args.launcher, *flags]
+        pipeline(root_path)
+
+
+def _start_processes(opt: dict[str, Any], args: Any) -> None:
+    """Joins the other processes of torchrun or slurm, over nccl, or gloo without a GPU, and seeds this one."""
+    opt['dist'] = args.launcher != 'none'
+    if opt['dist']:
+        _init_process_group(args.launcher)
+    opt['rank'], opt['world_size'] = get_dist_info()
+    if opt['num_gpu'] > 1 and not opt['dist']:
+        args.messages.append(f'num_gpu is {opt["num_gpu"]}, but one process uses one device. '
+                             f'For more: torchrun --nproc_per_node={opt["num_gpu"]} train.py ... --launcher pytorch')
+        opt['num_gpu'] = 1
+    if opt.get('manual_seed') is None:
+        opt['manual_seed'] = _shared_seed(opt['dist'])
+    seed_everything(opt['manual_seed'], opt['rank'])
+
+
+def _init_process_group(launcher: str) -> None:
+    if launcher == 'slurm':
+        from basicsr.utils.dist_util import init_dist
+        return init_dist('slurm')
+    if 'RANK' not in os.environ:
+        raise OptionError('--launcher pytorch needs the variables that torchrun sets. '
+                          'Start it so: torchrun --nproc_per_node=2 train.py -opt X.yml --launcher pytorch')
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
+    torch.distributed.init_process_group('nccl' if torch.cuda.is_available() else 'gloo')
+
+
+def _shared_seed(distributed: bool) -> int:
+    seed = [random.randint(1, 10000)]
+    if distributed:
+        torch.distributed.broadcast_object_list(seed, src=0)
+    return seed[0]
+
+
+def _stop_processes() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _start_logging(opt: dict[str, Any], args: Any, folder: str, task: str) -> logging.Logger:
+    """BasicSR's logger and copy of the YAML file; `options.yml` beside it holds the options as run."""
+    _write_options(opt, args, folder)
+    log_file = osp.join(opt['path']['log'], f"{task}_{opt['name']}_{get_time_str()}.log")
+    logger = get_root_logger(logger_name='basicsr', log_level=logging.INFO, log_file=log_file)
+    logger.info(get_env_info())
+    logger.info(dict2str(opt))
+    for message in args.messages:
+        logger.warning(message)
+    return logger
+
+
+@master_only
+def _write_options(opt: dict[str, Any], args: Any, folder: str) -> None:
+    copy_opt_file(args.opt, folder)
+    with open(osp.join(folder, 'options.yml'), 'w') as file:
+        yaml.safe_dump(opt, file, sort_keys=False)
+
+
+def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
+    """The state to resume from, by `--auto_resume` or `path.resume_state`; None for a new training.
+
+    It is looked for under the experiment's own folder and loaded on the CPU; the optimizers move their tensors.
+    """
+    path = opt['path'].get('resume_state')
+    if opt['auto_resume']:
+        folder = opt['path']['training_states']
+        iterations = [int(name[:-len('.state')]) for name in (os.listdir(folder) if osp.isdir(folder) else [])
+                      if name.endswith('.state') and name[:-len('.state')].isdigit()]
+        path = osp.join(folder, f'{max(iterations)}.state') if iterations else None
+        opt['path']['resume_state'] = path
+    if path is None:
+        return None
+    state = checkpoint.load(path)
+    check_resume(opt, state['iter'])
+    return state
+
+
+def create_loaders(opt: dict[str, Any]) -> tuple[DataLoader, DrawSampler, list[DataLoader]]:
+    """The training loader with its sampler, and a loader for each validation set."""
+    logger, val_loaders = get_root_logger(), []
+    for phase, dataset_opt in opt['datasets'].items():
+        dataset = build_dataset(dataset_opt)
+        if phase == 'train':
+            ratio = dataset_opt.get('dataset_enlarge_ratio', 1)
+            sampler = DrawSampler(dataset, opt['world_size'], opt['rank'], ratio)
+            train_loader = _loader(SeededDraws(dataset, opt['manual_seed']), dataset_opt, opt, sampler)
+            if not len(train_loader):
+                raise OptionError(f'datasets.train has {len(dataset)} images, fewer than a batch of '
+                                  f'{train_loader.batch_size} on {opt["world_size"]} processes needs. '
+                                  'Set dataset_enlarge_ratio higher, or batch_size_per_gpu lower.')
+            total = int(opt['train']['total_iter'])
+            logger.info('Training statistics:'
+                        f'\n\tNumber of train images: {len(dataset)}'
+                        f'\n\tDataset enlarge ratio: {ratio}'
+                        f'\n\tBatch size per gpu: {dataset_opt["batch_size_per_gpu"]}'
+                        f'\n\tWorld size (gpu number): {opt["world_size"]}'
+                        f'\n\tRequire iter number per epoch: {len(train_loader)}'
+                        f'\n\tTotal epochs: {-(-total // len(train_loader))}; iters: {total}.')
+        else:
+            val_loaders.append(_loader(dataset, dataset_opt, opt))
+            logger.info(f'Number of val images/folders in {dataset_opt["name"]}: {len(dataset)}')
+    return train_loader, sampler, val_loaders
+
+
+def _loader(dataset: Any, dataset_opt: dict[str, Any], opt: dict[str, Any], sampler: Any = None) -> DataLoader:
+    return build_dataloader(dataset, dataset_opt, num_gpu=opt['num_gpu'], dist=opt['dist'], sampler=sampler,
+                            seed=opt['manual_seed'])
+
+
+def _batches(opt: dict[str, Any], loader: DataLoader, sampler: DrawSampler, done: int,
+             total: int) -> Iterator[tuple[int, Any]]:
+    """(epoch, batch) of iterations `done` + 1 to `total`: where an epoch is left is where it is resumed."""
+    epoch, batches_done = divmod(done, len(loader))
+    sampler.resume(epoch, batches_done * loader.batch_size)  # type: ignore[operator]
+    use_cuda = opt['datasets']['train'].get('prefetch_mode') == 'cuda' and torch.cuda.is_available()
+    while done < total:
+        sampler.set_epoch(epoch)
+        for data in _cuda_batches(loader, opt) if use_cuda else loader:
+            done += 1
+            yield epoch, data
+            if done == total:
+                break
+        epoch += 1
+
+
+def _cuda_batches(loader: DataLoader, opt: dict[str, Any]) -> Iterator[Any]:
+    """BasicSR's prefetcher, which copies the next batch to the GPU on a stream of its own."""
+    prefetcher = CUDAPrefetcher(loader, opt)
+    data = prefetcher.next()
+    while data is not None:
+        yield data
+        data = prefetcher.next()
+
+
+def _validate(opt: dict[str, Any], model: Any, loaders: list[DataLoader], current_iter: int, tb_logger: Any) -> None:
+    for loader in loaders:
+        model.validation(loader, current_iter, tb_logger, opt['val']['save_img'])
+
+
+@contextmanager
+def _progress_bar(done: int, total: int, rank: int) -> Iterator[tqdm]:
+    """A bar with ETA on a terminal, above which log lines scroll; nothing elsewhere."""
+    if rank != 0 or not sys.stderr.isatty():
+        yield tqdm(disable=True)
+        return
+    with logging_redirect_tqdm([get_root_logger()]), \
+            tqdm(initial=done, total=total, unit='it', dynamic_ncols=True) as bar:
+        yield bar

@@ -1,0 +1,66 @@
+"""The one seam for devices and speed: backward, optimizer steps and the exchange of gradients between processes.
+
+Networks are not wrapped in DDP or DataParallel. Every process starts from the same tensors and sums the gradients of
+what an optimizer is about to step, flattened, in one message. It does not matter which losses, stages or penalties
+made these gradients. Precision, memory format and compilation belong here too.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.optim import Optimizer
+
+
+class Runtime:
+    """How one training process computes.
+
+    Args:
+        device: Where the networks are.
+        distributed: Whether gradients are averaged with other processes.
+    """
+
+    def __init__(self, device: torch.device, distributed: bool = False) -> None:
+        self.device = device
+        self.distributed = distributed
+
+    def place(self, net: nn.Module) -> nn.Module:
+        """Moves a network to the device."""
+        return net.to(self.device)
+
+    def synchronize(self, *nets: nn.Module) -> None:
+        """Gives every process the parameters and buffers of rank 0; processes are seeded differently."""
+        if not self.distributed:
+            return
+        with torch.no_grad():
+            for net in nets:
+                for tensor in (*net.parameters(), *net.buffers()):
+                    dist.broadcast(tensor, src=0)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the loss's gradients to the parameters'."""
+        loss.backward()
+
+    def step(self, optimizer: Optimizer) -> None:
+        """Averages the gradients over the processes and updates the optimizer's parameters."""
+        if self.distributed:
+            self._average_gradients(p for group in optimizer.param_groups for p in group['params'])
+        optimizer.step()
+
+    def _average_gradients(self, params: Iterable[Tensor]) -> None:
+        # The same stage runs on every process, so the same parameters have gradients everywhere.
+        gradients = [p.grad for p in params if p.grad is not None]
+        if not gradients:
+            return
+        flat = self.mean(parameters_to_vector(gradients))
+        vector_to_parameters(flat, gradients)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the processes, in place."""
+        if self.distributed:
+            dist.all_reduce(values)
+            values /= dist.get_world_size()
+        return values

@@ -1,0 +1,66 @@
+"""Which losses and optimizers are on at which iteration: a pure function of the iteration, so nothing of it is saved."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training.
+
+    Attributes:
+        name: As in the YAML.
+        start: Its first iteration; iterations count from 1.
+        end: Its last iteration.
+        losses: Names of the generator's losses, `<name>_opt` in the YAML.
+        train_d: Whether the student discriminator is updated.
+        weights: Extra factors of this stage on losses, 1 where absent.
+        optimizer: `keep` the optimizers' moments from the stage before, or start `fresh`.
+        discriminator: Whose adversarial gradient the generator gets, `student` or `teacher`.
+        phase: A number for methods that grow a network; None for the whole network.
+    """
+    name: str
+    start: int
+    end: int
+    losses: tuple[str, ...]
+    train_d: bool = False
+    weights: dict[str, float] = field(default_factory=dict)
+    optimizer: str = 'keep'
+    discriminator: str = 'student'
+    phase: int | None = None
+
+    def __str__(self) -> str:
+        updated = [part for part, on in (('generator', bool(self.losses)), ('discriminator', self.train_d)) if on]
+        return (f'`{self.name}`, iterations {self.start:,}-{self.end:,}, updates {" and ".join(updated)}, '
+                f'losses: {", ".join(self.losses) or "none of the generator"}')
+
+
+class Stages(list[Stage]):
+    """The stages in order.
+
+    Args:
+        train_opt: The `train` section, already checked. Without `stages` there is one, with every configured loss on.
+        configured: Names of the generator's losses that have a `<name>_opt`.
+    """
+
+    def __init__(self, train_opt: dict[str, Any], configured: list[str]) -> None:
+        total = int(train_opt['total_iter'])
+        options = train_opt.get('stages') or [{'name': 'train', 'iters': total, 'losses': configured}]
+        super().__init__()
+        start = 1
+        for option in options:
+            self.append(_stage(option, start))
+            start += option['iters']
+
+    def at(self, iteration: int) -> Stage:
+        """The stage of an iteration; the last one for iterations beyond the end (an extended run)."""
+        return next((stage for stage in self if iteration <= stage.end), self[-1])
+
+
+def _stage(option: dict[str, Any], start: int) -> Stage:
+    option = dict(option)
+    iters, losses = option.pop('iters'), tuple(option.pop('losses', ()))
+    own_discriminator = option.get('discriminator', 'student') == 'student'
+    option.setdefault('train_d', 'gan' in losses and own_discriminator)
+    return Stage(start=start, end=start + iters - 1, losses=losses, **option)

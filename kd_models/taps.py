@@ -1,0 +1,152 @@
+"""Feature maps of a network by module path, taken from the same pass as its output."""
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from kd_utils.options import OptionError, nearest
+
+
+class Taps:
+    """Reads what the named modules return during one forward pass.
+
+    A tap is a module's own output, even where the next operation overwrites it in place (RRDBNet, SRVGGNetCompact and
+    the U-Net discriminator all do): such maps are cloned. Hooks live only during the pass, so that copies of the
+    network carry none.
+
+    Args:
+        net: The network.
+        paths: Module paths as in `net.named_modules()`, such as `body.5` or `conv_after_body`.
+        owner: What the network is called in error messages.
+        overwritten: Which of them are overwritten in place, as `probe` finds out; all, to be safe, by default.
+
+    Attributes:
+        found_overwritten: Those of the paths whose maps were overwritten in the passes so far.
+
+    Raises:
+        OptionError: A path is not a module of the network.
+    """
+
+    def __init__(self, net: nn.Module, paths: Iterable[str], owner: str = 'the network',
+                 overwritten: Collection[str] | None = None) -> None:
+        modules = dict(net.named_modules())
+        self.paths = list(paths)
+        self.owner = owner
+        for path in self.paths:
+            if path not in modules or not path:
+                raise OptionError(f'{owner} ({type(net).__name__}) has no layer `{path}`.{nearest(path, modules)} '
+                                  f'Its top-level layers are: {", ".join(name for name, _ in net.named_children())}.')
+        self._modules = {path: modules[path] for path in self.paths}
+        self._cloned = set(self.paths if overwritten is None else overwritten)
+        self.found_overwritten: set[str] = set()
+
+    def run(self, forward: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Calls `forward` and returns its result with the maps, each as (N, C, H, W).
+
+        Token sequences (N, L, C) come as (N, C, L, 1), vectors (N, C) as (N, C, 1, 1).
+
+        Raises:
+            OptionError: A module was not called once, or did not return one tensor.
+        """
+        seen: dict[str, list[tuple[Tensor, Tensor, int]]] = {path: [] for path in self.paths}
+        handles = [module.register_forward_hook(self._hook(seen[path], path))
+                   for path, module in self._modules.items()]
+        try:
+            output = forward()
+        finally:
+            for handle in handles:
+                handle.remove()
+        maps = {path: self._single(path, calls) for path, calls in seen.items()}
+        return output, maps
+
+    def _hook(self, calls: list, path: str) -> Callable:
+        def hook(module: nn.Module, inputs: tuple, result: Tensor) -> None:
+            if not torch.is_tensor(result):
+                raise OptionError(f'Layer `{path}` of {self.owner} returns a {type(result).__name__}, not a tensor. '
+                                  'Name a layer inside it, such as its last convolution.')
+            kept = result.clone() if path in self._cloned else result
+            calls.append((kept, result, result._version))
+        return hook
+
+    def _single(self, path: str, calls: list[tuple[Tensor, Tensor, int]]) -> Tensor:
+        if len(calls) != 1:
+            raise OptionError(f'Layer `{path}` of {self.owner} is called {len(calls)} times in one pass. '
+                              'Name a layer that is called once.')
+        kept, result, version = calls[0]
+        if result._version != version:
+            self.found_overwritten.add(path)
+        return _as_map(kept, path)
+
+
+def _as_map(x: Tensor, path: str) -> Tensor:
+    if x.dim() == 4:
+        return x
+    if x.dim() == 3:
+        return x.transpose(1, 2).unsqueeze(-1)  # tokens (N, L, C) -> (N, C, L, 1)
+    if x.dim() == 2:
+        return x[:, :, None, None]  # (N, C) -> (N, C, 1, 1)
+    raise OptionError(f'Layer `{path}` returns a tensor of shape {tuple(x.shape)}. '
+                      'Name a layer that returns (N, C, H, W), (N, L, C) or (N, C).')
+
+
+def _evenly(prefix: str, count: int, step: int = 1, offset: int = 0) -> list[str]:
+    """Four of `count` blocks at equal relative depth: 5, 11, 17, 22 of 23."""
+    indices = [min(count * quarter // 4, count - 1) for quarter in (1, 2, 3, 4)]
+    return [f'{prefix}.{index * step + offset}' for index in indices]
+
+
+def _residual_net(net: nn.Module) -> list[str]:  # EDSR, RCAN
+    return ['conv_first', *_evenly('body', len(net.body)), 'conv_after_body']  # type: ignore[arg-type]
+
+
+DEFAULT_LAYERS: dict[str, Callable[[nn.Module], list[str]]] = {
+    'RRDBNet': lambda net: ['conv_first', *_evenly('body', len(net.body)), 'conv_body', 'conv_up1', 'conv_up2'],
+    # body: first conv, activation, then (conv, activation) * num_conv, last conv
+    'SRVGGNetCompact': lambda net: ['body.0', *_evenly('body', net.num_conv, step=2, offset=2)],
+    'EDSR': _residual_net,
+    'RCAN': _residual_net,
+    'MSRResNet': lambda net: ['conv_first', *_evenly('body', len(net.body))],
+    'SwinIR': lambda net: ['conv_first', *_evenly('layers', len(net.layers)), 'conv_after_body'],
+    'UNetDiscriminatorSN': lambda net: [f'conv{i}' for i in range(7)],
+    'VGGStyleDiscriminator': lambda net: [f'conv{i}_1' for i in range(5)],
+}
+
+
+def default_layers(net: nn.Module, option: str) -> list[str]:
+    """The layers distilled where the YAML names none: one list per architecture, at equal relative depth.
+
+    Args:
+        net: A generator or discriminator of a known family, of any width and depth.
+        option: The YAML key to set for other families, for the message.
+
+    Returns:
+        Module paths, always of the same length for one architecture, so that networks of different depth pair up.
+
+    Raises:
+        OptionError: The family has no entry.
+    """
+    family = type(net).__name__
+    if family not in DEFAULT_LAYERS:
+        layers = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)]
+        raise OptionError(f'There are no default layers for {family}. Name them in `{option}.layers` as '
+                          f'`teacher layer: student layer`; its convolutions are: {", ".join(layers[:40])}'
+                          f'{" ..." if len(layers) > 40 else ""}.')
+    return DEFAULT_LAYERS[family](net)
+
+
+def pair_layers(layers: dict[str, str] | None, teacher: nn.Module, student: nn.Module, option: str) -> dict[str, str]:
+    """Teacher layer -> student layer, as written in the YAML or by the defaults of both architectures.
+
+    Raises:
+        OptionError: No pairs are written and the two default lists do not pair up.
+    """
+    if layers:
+        return dict(layers)
+    of_teacher, of_student = default_layers(teacher, option), default_layers(student, option)
+    if type(teacher).__name__ != type(student).__name__:
+        raise OptionError(f'The default layers pair networks of one family, not {type(teacher).__name__} with '
+                          f'{type(student).__name__}. Name the pairs in `{option}.layers`, for example '
+                          f'`{{{of_teacher[1]}: {of_student[1]}}}`.')
+    return dict(zip(of_teacher, of_student, strict=True))

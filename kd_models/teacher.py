@@ -1,0 +1,55 @@
+"""The frozen networks that teach: built from the `teacher` section, kept in eval, never trained, never saved."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from basicsr.archs import build_network
+from torch import Tensor, nn
+
+from kd_models.adapters import build_adapter
+from kd_models.taps import Taps
+from kd_utils import checkpoint
+from kd_utils.options import OptionError
+
+
+class Teacher:
+    """A frozen generator and, optionally, its discriminator.
+
+    It is not a module of the model that trains, so nothing switches it to train mode, optimizes it or saves it.
+
+    Args:
+        opt: The `teacher` section: `network_g`, optional `network_d`, `path`.
+        device: Where it is placed.
+    """
+
+    def __init__(self, opt: dict[str, Any], device: torch.device) -> None:
+        self.adapter = build_adapter(opt['network_g'])
+        self.net_g = self._frozen(opt, 'g', device)
+        self.net_d = self._frozen(opt, 'd', device) if opt.get('network_d') else None
+
+    @staticmethod
+    def _frozen(opt: dict[str, Any], label: str, device: torch.device) -> nn.Module:
+        net = build_network(opt[f'network_{label}'])
+        path = opt.get('path', {})
+        file = path.get(f'pretrain_network_{label}')
+        if file is None:
+            raise OptionError(f'teacher.path.pretrain_network_{label} is not set, an untrained network teaches nothing. '
+                              f'Name the file with the weights of teacher.network_{label}.')
+        checkpoint.load_network(net, file, path.get(f'strict_load_{label}', True),
+                                path.get(f'param_key_{label}', 'params_ema' if label == 'g' else 'params'))
+        # no_grad, not inference_mode: inference tensors cannot be saved for the backward of an adaptor
+        return net.to(device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def generate(self, lq: Tensor, taps: Taps | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The teacher's SR images for `lq` (N, C, H, W) in [0, 1], with its feature maps by layer."""
+        if taps is None:
+            return self.adapter(self.net_g, lq), {}
+        return taps.run(lambda: self.adapter(self.net_g, lq))
+
+    @torch.no_grad()
+    def discriminate(self, images: Tensor, taps: Taps) -> dict[str, Tensor]:
+        """The feature maps of the teacher's discriminator for `images` (N, C, H, W)."""
+        assert self.net_d is not None
+        return taps.run(lambda: self.net_d(images))[1]  # type: ignore[misc]

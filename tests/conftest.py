@@ -1,0 +1,36 @@
+"""Small real-looking data and networks for all tests; nothing is downloaded and no GPU is needed."""
+from __future__ import annotations
+
+# ruff: noqa: I001
+import kd_models  # noqa: F401  first: it makes basicsr importable
+
+import logging
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from basicsr.utils.matlab_functions import imresize
+
+logging.getLogger('basicsr').setLevel(logging.ERROR)
+
+
+@pytest.fixture(autouse=True, scope='session')
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='session')
+def images(tmp_path_factory):
+    """A folder with hr/ (six 64x64 photographs-like images) and lr/ (their bicubic x2 versions)."""
+    root = tmp_path_factory.mktemp('images')
+    rng = np.random.default_rng(0)
+    for folder in ('hr', 'lr'):
+        (root / folder).mkdir()
+    for i in range(6):
+        image = cv2.GaussianBlur(rng.integers(0, 256, (64, 64, 3)).astype(np.float32), (0, 0), 1 + i / 2)
+        image = np.clip((image - image.mean()) * 4 + 128, 0, 255).round()
+        lr = np.clip(imresize(image / 255, 0.5) * 255, 0, 255).round()
+        cv2.imwrite(str(root / 'hr' / f'{i}.png'), image.astype(np.uint8))
+        cv2.imwrite(str(root / 'lr' / f'{i}.png'), lr.astype(np.uint8))
+    return root

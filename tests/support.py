@@ -1,0 +1,119 @@
+"""Options, batches and comparisons that many tests share."""
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+import yaml
+from basicsr.archs import build_network
+
+EDSR = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2, 'upscale': 2}
+TEACHER = {**EDSR, 'num_feat': 12, 'num_block': 4}
+UNET = {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4}
+GAN = {'gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla', 'loss_weight': 0.1},
+       'optim_d': {'type': 'Adam', 'lr': 1e-3, 'betas': [0.9, 0.99]}}
+
+
+def save_teacher(folder, network_g=None, network_d=None) -> dict:
+    """A `teacher` section with freshly initialised weights saved in `folder`."""
+    section: dict = {'network_g': dict(network_g or TEACHER), 'path': {}}
+    networks = {'g': section['network_g']}
+    if network_d:
+        networks['d'] = section['network_d'] = dict(network_d)
+    with torch.random.fork_rng():
+        torch.manual_seed(99)
+        for label, option in networks.items():
+            net = build_network(option)
+            if label == 'd':
+                for _ in range(20):  # spectral norm's power iteration, as in a trained one
+                    net(torch.rand(1, 3, 32, 32))
+            torch.save({'params': net.state_dict()}, folder / f'teacher_{label}.pth')
+            section['path'][f'pretrain_network_{label}'] = str(folder / f'teacher_{label}.pth')
+    return section
+
+
+def model_options(folder, train: dict | None = None, **top) -> dict:
+    """Options as `parse_options` leaves them, for a model that is built directly."""
+    for name in ('models', 'training_states'):
+        (folder / name).mkdir(exist_ok=True)
+    options = {
+        'name': 'test', 'model_type': 'DistillationModel', 'scale': 2, 'num_gpu': 0, 'manual_seed': 0,
+        'dist': False, 'rank': 0, 'world_size': 1, 'is_train': True,
+        'network_g': dict(EDSR),
+        'datasets': {'train': {'name': 'Tiny', 'type': 'PairedImageDataset', 'gt_size': 32, 'phase': 'train'}},
+        'path': {'experiments_root': str(folder), 'models': str(folder / 'models'),
+                 'training_states': str(folder / 'training_states'), 'visualization': str(folder / 'visualization')},
+        'train': {'total_iter': 100, 'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0},
+                  'optim_g': {'type': 'Adam', 'lr': 1e-3, 'betas': [0.9, 0.99]},
+                  'scheduler': {'type': 'MultiStepLR', 'milestones': [50], 'gamma': 0.5}},
+        'logger': {'print_freq': 1, 'save_checkpoint_freq': 100, 'use_tb_logger': False},
+    }
+    options['train'].update(deepcopy(train or {}))
+    options.update(deepcopy(top))
+    return options
+
+
+def gan_options(folder, train: dict | None = None, **top) -> dict:
+    """`model_options` with a U-Net discriminator."""
+    return model_options(folder, {**deepcopy(GAN), **(train or {})}, **{'network_d': dict(UNET), **top})
+
+
+def batches(count: int, size: int = 16, scale: int = 2, batch: int = 2) -> list[dict]:
+    """`count` batches of random LR and GT images in [0, 1]."""
+    generator = torch.Generator().manual_seed(7)
+    return [{'lq': torch.rand(batch, 3, size, size, generator=generator),
+             'gt': torch.rand(batch, 3, size * scale, size * scale, generator=generator)} for _ in range(count)]
+
+
+def train(model, data: list[dict], first: int = 1) -> list[dict]:
+    """Runs a model over batches as the loop does; its losses of every iteration."""
+    logs = []
+    for iteration, item in enumerate(data, first):
+        model.update_learning_rate(iteration)
+        model.feed_data(item)
+        model.optimize_parameters(iteration)
+        logs.append(dict(model.get_current_log()))
+    return logs
+
+
+def weights(net) -> dict:
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def assert_equal_weights(a: dict, b: dict) -> None:
+    """Bit for bit."""
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def write_yaml(path, options: dict):
+    path.write_text(yaml.safe_dump(options, sort_keys=False))
+    return path
+
+
+def train_yaml(images, **changes) -> dict:
+    """The options of a tiny run as a user would write them."""
+    data = {'name': 'Tiny', 'type': 'PairedImageDataset', 'dataroot_gt': str(images / 'hr'),
+            'dataroot_lq': str(images / 'lr'), 'io_backend': {'type': 'disk'}}
+    options = {
+        'name': 'tiny', 'model_type': 'DistillationModel', 'scale': 2, 'num_gpu': 0, 'manual_seed': 0,
+        'datasets': {'train': {**data, 'gt_size': 32, 'use_hflip': True, 'use_rot': True, 'num_worker_per_gpu': 0,
+                               'batch_size_per_gpu': 2, 'dataset_enlarge_ratio': 1, 'prefetch_mode': None},
+                     'val': deepcopy(data)},
+        'network_g': dict(EDSR),
+        'path': {'pretrain_network_g': None, 'strict_load_g': True, 'resume_state': None},
+        'train': {'ema_decay': 0.9, 'optim_g': {'type': 'Adam', 'lr': 1e-3, 'betas': [0.9, 0.99]},
+                  'scheduler': {'type': 'MultiStepLR', 'milestones': [5], 'gamma': 0.5}, 'total_iter': 8,
+                  'warmup_iter': -1, 'pixel_opt': {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'}},
+        'val': {'val_freq': 4, 'save_img': False,
+                'metrics': {'psnr': {'type': 'calculate_psnr', 'crop_border': 2, 'test_y_channel': True}}},
+        'logger': {'print_freq': 2, 'save_checkpoint_freq': 4, 'use_tb_logger': False, 'wandb': {'project': None}},
+    }
+    for path, value in changes.items():
+        *parents, last = path.split('__')
+        section = options
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = deepcopy(value)
+    return options

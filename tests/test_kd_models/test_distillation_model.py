@@ -1,0 +1,348 @@
+"""What the base promises: what learns, what does not, in which stage, in which order, and what is saved."""
+import json
+import math
+
+import pytest
+import torch
+from basicsr.archs import build_network
+from basicsr.models import build_model
+from basicsr.utils import get_root_logger
+
+from kd_models.distillation_model import DistillationModel
+from kd_utils.options import OptionError
+from tests.support import EDSR, TEACHER, UNET, assert_equal_weights, batches, gan_options, model_options, save_teacher, \
+    train, weights
+
+KD = {'response_kd_opt': {'type': 'L1Loss', 'loss_weight': 0.5}, 'feature_kd_opt': {'type': 'MLPFeatureLoss'}}
+FULL = {**KD, 'feature_kd_d_opt': {'type': 'MLPFeatureLoss'}, 'ema_decay': 0.9,
+        'ldl_opt': {'type': 'L1Loss'}, 'r1_reg_weight': 10, 'net_d_reg_every': 2}
+TEACHER_D = {**UNET, 'num_feat': 8}
+ORDERS = ['simultaneous', 'g_first', 'd_first']
+
+
+def build(options):
+    torch.manual_seed(1)
+    return build_model(options)
+
+
+def full_options(folder, **changes):
+    teacher = save_teacher(folder, TEACHER, TEACHER_D)
+    return gan_options(folder, {**FULL, **changes}, teacher=teacher)
+
+
+@pytest.mark.parametrize('mode', ['standard', 'relativistic'])
+@pytest.mark.parametrize('order', ORDERS)
+def test_everything_learns_and_the_teacher_does_not(tmp_path, order, mode):
+    """Promise 1."""
+    model = build(full_options(tmp_path, update_order=order, gan_mode=mode))
+    trained = {'net_g': model.net_g, 'net_d': model.net_d, **model.aux}
+    before = {name: weights(net) for name, net in trained.items()}
+    teacher_before = weights(model.teacher.net_g), weights(model.teacher.net_d)
+    model.net_g.train()
+    logs = train(model, batches(2))
+    for name, net in trained.items():
+        for key, value in net.named_parameters():
+            assert not torch.equal(value, before[name][key]), f'{name}.{key} did not move'
+    for net, old in zip((model.teacher.net_g, model.teacher.net_d), teacher_before, strict=True):
+        assert_equal_weights(weights(net), old)
+        assert not any(module.training for module in net.modules())
+        assert all(p.grad is None and not p.requires_grad for p in net.parameters())
+    assert set(logs[-1]) == {'l_g_pix', 'l_g_ldl', 'l_g_gan', 'l_g_response_kd', 'l_g_feature_kd', 'l_d_real',
+                             'l_d_fake', 'l_d_feature_kd', 'l_d_r1', 'out_d_real', 'out_d_fake'}
+    assert all(math.isfinite(value) for value in logs[-1].values())
+
+
+def test_every_trained_tensor_is_in_one_optimizer_and_in_the_checkpoint(tmp_path):
+    model = build(full_options(tmp_path))
+    trained = [p for net in (model.net_g, model.net_d, model.aux) for p in net.parameters()]
+    optimized = [p for o in model.optimizers for group in o.param_groups for p in group['params']]
+    assert len(optimized) == len(set(map(id, optimized))) == len(trained)
+    assert set(map(id, optimized)) == set(map(id, trained))
+    train(model, batches(1))
+    model.save(0, 1)
+    saved = torch.load(tmp_path / 'models' / 'net_g_1.pth', weights_only=True)
+    assert_equal_weights(saved['params'], weights(model.net_g))
+    assert_equal_weights(saved['params_ema'], weights(model.net_g_ema))
+    assert_equal_weights(torch.load(tmp_path / 'models' / 'net_d_1.pth')['params'], weights(model.net_d))
+    state = torch.load(tmp_path / 'training_states' / '1.state', weights_only=True)
+    assert_equal_weights(state['aux'], weights(model.aux))
+    assert len(state['optimizers']) == 2
+
+
+def test_saved_student_is_a_plain_basicsr_checkpoint(tmp_path):
+    """Promise 5: the stock model loads it strictly, and gives the same images."""
+    model = build(full_options(tmp_path))
+    train(model, batches(1))
+    model.save(0, -1)
+    path = {**model.opt['path'], 'pretrain_network_g': str(tmp_path / 'models' / 'net_g_latest.pth'),
+            'param_key_g': 'params_ema'}
+    stock = build_model(model_options(tmp_path, model_type='SRModel', is_train=False, path=path))
+    for m in (model, stock):
+        m.feed_data(batches(1)[0])
+        m.test()
+    assert torch.equal(model.output, stock.output)
+
+
+@pytest.mark.parametrize('order', ORDERS)
+def test_resume_continues_bit_for_bit(tmp_path, order):
+    data = batches(4)
+    whole = build(full_options(tmp_path, update_order=order))
+    expected = train(whole, data)
+    half = build(full_options(tmp_path, update_order=order))
+    train(half, data[:2])
+    half.save(0, 2)
+    resumed_options = full_options(tmp_path, update_order=order)
+    resumed_options['path'].update(pretrain_network_g=str(tmp_path / 'models' / 'net_g_2.pth'),
+                                   pretrain_network_d=str(tmp_path / 'models' / 'net_d_2.pth'))
+    torch.manual_seed(77)  # whatever is drawn at construction is overwritten
+    resumed = build_model(resumed_options)
+    resumed.resume_training(torch.load(tmp_path / 'training_states' / '2.state', weights_only=True))
+    assert train(resumed, data[2:], first=3) == expected[2:]
+    for name in ('net_g', 'net_g_ema', 'net_d', 'aux'):
+        assert_equal_weights(weights(getattr(resumed, name)), weights(getattr(whole, name)))
+
+
+STAGES = [{'name': 'supervised', 'iters': 2, 'losses': ['pixel']},
+          {'name': 'distill', 'iters': 2, 'losses': ['pixel', 'feature_kd'], 'train_d': True},
+          {'name': 'adversarial', 'iters': 2, 'losses': ['pixel', 'feature_kd', 'gan'], 'optimizer': 'fresh'}]
+
+
+def test_stages(tmp_path, monkeypatch):
+    """Each stage runs what it names and nothing else: the supervised one neither teacher nor discriminator."""
+    teacher_calls, d_calls = [], []
+    model = build(full_options(tmp_path, stages=STAGES, total_iter=6, ldl_opt=None, r1_reg_weight=0))
+    monkeypatch.setattr(model.teacher.net_g, 'forward', _counted(model.teacher.net_g.forward, teacher_calls))
+    monkeypatch.setattr(model.net_d, 'forward', _counted(model.net_d.forward, d_calls))
+    d_before, counts, logs = weights(model.net_d), [], []
+    for iteration, item in enumerate(batches(6), 1):
+        logs += train(model, [item], first=iteration)
+        counts.append((len(teacher_calls), len(d_calls)))
+        if iteration == 2:
+            assert_equal_weights(weights(model.net_d), d_before)
+    assert counts == [(0, 0), (0, 0), (1, 2), (2, 4), (3, 7), (4, 10)]
+    kd_d = {'l_d_real', 'l_d_fake', 'out_d_real', 'out_d_fake', 'l_d_feature_kd'}
+    assert [log.pop('stage') for log in logs] == [1, 1, 2, 2, 3, 3]
+    assert [set(log) for log in logs] == [{'l_g_pix'}] * 2 + [{'l_g_pix', 'l_g_feature_kd', *kd_d}] * 2 \
+        + [{'l_g_pix', 'l_g_feature_kd', 'l_g_gan', *kd_d}] * 2
+
+
+def _counted(forward, calls):
+    def counted(*args):
+        calls.append(args[0].shape)
+        return forward(*args)
+    return counted
+
+
+def test_fresh_optimizer_forgets_at_the_first_iteration_of_its_stage(tmp_path):
+    model = build(full_options(tmp_path, stages=STAGES, total_iter=6, ldl_opt=None))
+    train(model, batches(4))
+    weight = next(model.net_g.parameters())
+    assert model.optimizer_g.state[weight]['step'] == 4
+    train(model, batches(1), first=5)
+    assert model.optimizer_g.state[weight]['step'] == 1
+    train(model, batches(1), first=6)
+    assert model.optimizer_g.state[weight]['step'] == 2
+
+
+def test_stage_weights_scale_a_loss(tmp_path):
+    stages = [{'name': 'all', 'iters': 100, 'losses': ['pixel'], 'weights': {'pixel': 0.25}}]
+    plain, scaled = build(model_options(tmp_path)), build(model_options(tmp_path, {'stages': stages}))
+    log, scaled_log = train(plain, batches(1))[0], train(scaled, batches(1))[0]
+    assert scaled_log['l_g_pix'] == pytest.approx(log['l_g_pix'] / 4)
+    for a, b in zip(plain.net_g.parameters(), scaled.net_g.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad / 4)
+
+
+@pytest.mark.parametrize('name, log', [('pixel_opt', 'l_g_pix'), ('response_kd_opt', 'l_g_response_kd'),
+                                       ('feature_kd_opt', 'l_g_feature_kd'), ('gan_opt', 'l_g_gan'),
+                                       ('ldl_opt', 'l_g_ldl')])
+def test_a_weight_is_applied_once(tmp_path, name, log):
+    """Promise 7: doubling `loss_weight` doubles the loss and its gradient."""
+    def measure(weight):
+        options = full_options(tmp_path)
+        options['train'][name]['loss_weight'] = weight
+        options['train']['stages'] = [{'name': 'one', 'iters': 100, 'losses': [name[:-4]]}]
+        model = build(options)
+        value = train(model, batches(1))[0][log]
+        return value, torch.cat([p.grad.flatten() for p in model.net_g.parameters() if p.grad is not None])
+    (one, gradient_one), (two, gradient_two) = measure(1.0), measure(2.0)
+    assert two == pytest.approx(2 * one, rel=1e-5) and one != 0
+    torch.testing.assert_close(gradient_two, 2 * gradient_one, rtol=1e-4, atol=1e-8)
+
+
+def test_yaml_order_of_losses_does_not_matter(tmp_path):
+    names = ['pixel', 'response_kd', 'feature_kd', 'gan', 'ldl']
+    results = []
+    for order in (names, names[::-1]):
+        options = full_options(tmp_path)
+        section = options['train']
+        opts = {f'{name}_opt': section.pop(f'{name}_opt') for name in names}
+        section.update({f'{name}_opt': opts[f'{name}_opt'] for name in order})
+        section['stages'] = [{'name': 'all', 'iters': 100, 'losses': order}]
+        model = build(options)
+        train(model, batches(2))
+        results.append(weights(model.net_g))
+    assert_equal_weights(*results)
+
+
+def test_update_orders_differ_as_they_should(tmp_path):
+    """The discriminator's fake images: from before (simultaneous) or after (g_first) the generator's update."""
+    seen = {}
+    for order in ORDERS:
+        model = build(gan_options(tmp_path, {'update_order': order}))
+        fakes = []
+        update = model.adversary.update_discriminator
+        model.adversary.update_discriminator = \
+            lambda step, *a, update=update, fakes=fakes, **k: (fakes.append(step.output.detach().clone()),
+                                                               update(step, *a, **k))[1]
+        before = build(gan_options(tmp_path, {'update_order': order}))
+        train(model, batches(1))
+        lq = batches(1)[0]['lq']
+        with torch.no_grad():
+            seen[order] = (torch.equal(fakes[0], before.net_g(lq)), torch.equal(fakes[0], model.net_g(lq)))
+    assert seen == {'simultaneous': (True, False), 'g_first': (False, True), 'd_first': (True, False)}
+
+
+def test_d_first_gives_the_generator_the_updated_discriminator(tmp_path):
+    values = {}
+    for order in ('simultaneous', 'd_first'):
+        model = build(gan_options(tmp_path, {'update_order': order}))
+        values[order] = train(model, batches(1))[0]['l_g_gan']
+    assert values['simultaneous'] != values['d_first']
+
+
+def test_teacher_discriminator_gives_the_gradient_where_a_stage_says_so(tmp_path):
+    stages = [{'name': 'one', 'iters': 100, 'losses': ['gan'], 'discriminator': 'teacher'}]
+    model = build(full_options(tmp_path, stages=stages, ldl_opt=None))
+    d_before = weights(model.net_d)
+    lq = batches(1)[0]['lq']
+    with torch.no_grad():
+        expected = model.cri_gan(model.teacher.net_d(model.net_g(lq)), True, is_disc=False).item()
+    log = train(model, batches(1))[0]
+    assert log == {'l_g_gan': pytest.approx(expected)}
+    assert_equal_weights(weights(model.net_d), d_before)
+
+
+def test_training_a_discriminator_alone(tmp_path):
+    """How a teacher discriminator is made: the generator is not updated."""
+    options = gan_options(tmp_path, {'stages': [{'name': 'd', 'iters': 100, 'losses': [], 'train_d': True}]})
+    model = build(options)
+    g_before, d_before = weights(model.net_g), weights(model.net_d)
+    train(model, batches(2))
+    assert_equal_weights(weights(model.net_g), g_before)
+    assert not torch.equal(model.net_d.conv0.weight, d_before['conv0.weight'])
+
+
+def test_ema_follows_parameters_and_buffers(tmp_path, monkeypatch):
+    """BasicSR leaves the buffers of the EMA network at their initial values."""
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    class BatchNormNet(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 3, 1, 1), torch.nn.BatchNorm2d(12),
+                                            torch.nn.PixelShuffle(2))
+
+        def forward(self, x):
+            return self.body(x)
+
+    monkeypatch.setitem(ARCH_REGISTRY._obj_map, 'BatchNormNet', BatchNormNet)
+    model = build(model_options(tmp_path, {'ema_decay': 0.5}, network_g={'type': 'BatchNormNet'}))
+    start = weights(model.net_g)
+    train(model, batches(1))
+    for name, value in model.net_g.named_parameters():
+        torch.testing.assert_close(dict(model.net_g_ema.named_parameters())[name], (start[name] + value) / 2)
+    assert model.net_g.body[1].num_batches_tracked == 1
+    assert torch.equal(model.net_g_ema.body[1].running_mean, model.net_g.body[1].running_mean)
+
+
+def test_swinir_is_padded_to_its_window(tmp_path):
+    """Any image size, in training's tests too, and equal to SwinIRModel."""
+    swinir = {'type': 'SwinIR', 'upscale': 2, 'in_chans': 3, 'img_size': 16, 'window_size': 8, 'img_range': 1.,
+              'depths': [1], 'embed_dim': 8, 'num_heads': [2], 'mlp_ratio': 2, 'upsampler': 'pixelshuffle',
+              'resi_connection': '1conv'}
+    model, stock = (build(model_options(tmp_path, network_g=swinir, model_type=name))
+                    for name in ('DistillationModel', 'SwinIRModel'))
+    for m in (model, stock):
+        m.feed_data({'lq': batches(1, size=21)[0]['lq'][:1]})
+        m.test()
+    assert model.output.shape[-2:] == (42, 42)
+    assert torch.equal(model.output, stock.output)
+
+
+class Loader(list):
+    """A validation loader."""
+
+    def __init__(self, items, name='Val'):
+        super().__init__(items)
+        self.dataset = type('Dataset', (), {'opt': {'name': name}})
+
+
+PSNR = {'psnr': {'type': 'calculate_psnr', 'crop_border': 2, 'test_y_channel': True}}
+
+
+def test_validation_writes_each_image_and_the_mean(tmp_path):
+    items = [{**item, 'lq_path': [f'{i}.png']} for i, item in enumerate(batches(2, batch=1))]
+    model = build(model_options(tmp_path, val={'metrics': PSNR, 'val_freq': 1, 'save_img': True}))
+    model.validation(Loader(items), 3, None, save_img=True)
+    line = json.loads((tmp_path / 'validation.jsonl').read_text())
+    assert line == {'iter': 3, 'dataset': 'Val', 'metrics': model.metric_results}
+    assert model.best_metric_results['Val']['psnr']['iter'] == 3
+    assert (tmp_path / 'visualization' / '0' / '0_3.png').exists()
+
+    path = {**model.opt['path'], 'results_root': str(tmp_path)}
+    tested = build(model_options(tmp_path, is_train=False, path=path, val={'metrics': PSNR, 'suffix': None}))
+    tested.validation(Loader(items), 'test', None, save_img=True)
+    content = json.loads((tmp_path / 'metrics_Val.json').read_text())
+    assert set(content['images']) == {'0', '1'}
+    values = [image['psnr'] for image in content['images'].values()]
+    assert content['mean']['psnr'] == pytest.approx(sum(values) / 2) == pytest.approx(line['metrics']['psnr'])
+    assert (tmp_path / 'visualization' / 'Val' / '0_test.png').exists()
+
+
+def test_validation_without_ground_truth_leaves_out_what_needs_it(tmp_path):
+    items = [{'lq': item['lq'], 'lq_path': [f'{i}.png']} for i, item in enumerate(batches(2, batch=1))]
+    model = build(model_options(tmp_path, val={'metrics': PSNR, 'val_freq': 1}))
+    train(model, batches(1))  # leaves a GT behind
+    model.validation(Loader(items), 1, None, save_img=False)
+    assert not (tmp_path / 'validation.jsonl').exists()
+
+
+def test_what_is_trained_and_what_is_frozen_is_logged(tmp_path, caplog):
+    logger = get_root_logger()
+    logger.propagate, level = True, logger.level
+    logger.setLevel('INFO')
+    try:
+        with caplog.at_level('INFO', logger='basicsr'):
+            build(full_options(tmp_path))
+    finally:
+        logger.propagate, logger.level = False, level
+    text = caplog.text
+    assert 'aux.feature_kd_d' in text and 'Frozen: teacher net_g, teacher net_d' in text
+    student, teacher = build_network(EDSR), build_network(TEACHER)
+    for net in (student, teacher):
+        assert f'{sum(p.numel() for p in net.parameters()):,}' in text
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'train': {'feature_kd_opt': {'layers': {'body.9': 'body.0'}}}}, r'has no layer `body.9`. Did you mean `body\.'),
+    ({'train': {'feature_kd_opt': {'layers': {'body.1': 'boddy.1'}}}}, r'network_g \(the student\).*no layer `boddy.1`'),
+    ({'train': {'feature_kd_opt': {'layers': {'conv_last': 'conv_first'}}}}, 'one spatial size'),
+    ({'teacher_scale': 4}, r'teacher net_g turns an LR crop of 16x16 into 64x64'),
+    ({'network_g': {**EDSR, 'upscale': 4}}, r'student net_g turns an LR crop of 16x16 into 64x64'),
+    ({'teacher_path': None}, 'pretrain_network_g is not set'),
+])
+def test_what_does_not_fit_is_refused_at_construction(tmp_path, change, message):
+    teacher_net = {**TEACHER, 'upscale': change.pop('teacher_scale', 2)}
+    teacher = save_teacher(tmp_path, teacher_net)
+    if 'teacher_path' in change:
+        teacher['path'].pop('pretrain_network_g')
+        change.pop('teacher_path')
+    options = model_options(tmp_path, change.pop('train', {'response_kd_opt': {'type': 'L1Loss'}}), teacher=teacher)
+    options.update(change)
+    with pytest.raises(OptionError, match=message):
+        build(options)
+
+
+def test_losses_are_registered_by_name():
+    assert set(DistillationModel.losses) == {'pixel', 'ldl', 'perceptual', 'gan', 'response_kd', 'feature_kd'}
