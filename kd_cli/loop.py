@@ -39,12 +39,12 @@ from basicsr.utils import (
 )
 from basicsr.utils.dist_util import get_dist_info, master_only
 from basicsr.utils.options import copy_opt_file, dict2str
-from basicsr.utils.registry import MODEL_REGISTRY
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from kd_data.draws import DrawSampler, SeededDraws, seed_everything
+from kd_models.distillation_model import DistillationModel
 from kd_utils import checkpoint
 from kd_utils.options import OptionError, check_files, check_options, parse_options
 
@@ -152,8 +152,7 @@ def test_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
 def _read_options(argv: Sequence[str] | None, root_path: str, is_train: bool) -> tuple[dict[str, Any], Any]:
     """The options, checked as far as is possible without building anything."""
     opt, args = parse_options(sys.argv[1:] if argv is None else list(argv), root_path, is_train)
-    model = MODEL_REGISTRY._obj_map.get(opt['model_type'])
-    args.messages += check_options(opt, getattr(model, 'losses', None))
+    args.messages += check_options(opt, DistillationModel.losses)
     check_files(opt)
     return opt, args
 

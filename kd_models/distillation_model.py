@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from os import path as osp
 from typing import Any
 
+import numpy as np
 import torch
 from basicsr.archs import build_network
 from basicsr.losses import build_loss
@@ -33,7 +34,7 @@ from kd_models.taps import Taps, pair_layers
 from kd_models.teacher import Teacher
 from kd_models.terms import STOCK, TERMS, Term
 from kd_utils import checkpoint
-from kd_utils.options import OptionError, check_options
+from kd_utils.options import OptionError, apply_aliases, check_options
 
 
 @MODEL_REGISTRY.register()
@@ -52,7 +53,8 @@ class DistillationModel(SRModel):
     losses: dict[str, str | None] = {name: term.default_type for name, term in TERMS.items()}
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        check_options(opt, self.losses)
+        for message in apply_aliases(opt) + check_options(opt, self.losses):  # another project's loop has not done it
+            get_root_logger().warning(message)
         self.teacher: Teacher | None = None
         self.net_d: nn.Module | None = None
         self.aux = nn.ModuleDict()
@@ -60,6 +62,8 @@ class DistillationModel(SRModel):
         device = torch.device('cuda' if opt['num_gpu'] != 0 else 'cpu')
         self.runtime = Runtime(device, opt.get('dist', False))
         super().__init__(opt)
+        if not self.is_train and any(_refers_to_teacher(option) for option in self._metrics().values()):
+            self.teacher = Teacher(opt['teacher'], self.device)
 
     # ---------------------------------------------------------------- construction
 
@@ -73,6 +77,9 @@ class DistillationModel(SRModel):
         with self._own_random_numbers():
             if self.opt.get('teacher'):
                 self.teacher = Teacher(self.opt['teacher'], self.device)
+        self.adversary = Adversary(self, train_opt.get('gan_mode', 'standard') == 'relativistic')
+        self.net_d_iters = train_opt.get('net_d_iters', 1)
+        self.net_d_init_iters = train_opt.get('net_d_init_iters', 0)
         self.terms = self._build_terms()
         self.stages = Stages(train_opt, list(self.terms))
         self.stage: Stage | None = None
@@ -97,16 +104,13 @@ class DistillationModel(SRModel):
         self.net_g_ema.eval().requires_grad_(False)
 
     def _build_discriminator(self) -> None:
-        path, train_opt = self.opt['path'], self.opt['train']
+        path = self.opt['path']
         self.net_d = self.model_to_device(build_network(self.opt['network_d']))
         self.print_network(self.net_d)
         if path.get('pretrain_network_d') is not None:
             self.load_network(self.net_d, path['pretrain_network_d'], path.get('strict_load_d', True),
                               path.get('param_key_d', 'params'))
         self.net_d.train()
-        self.net_d_iters = train_opt.get('net_d_iters', 1)
-        self.net_d_init_iters = train_opt.get('net_d_init_iters', 0)
-        self.adversary = Adversary(self, train_opt.get('gan_mode', 'standard') == 'relativistic')
 
     def _build_terms(self) -> dict[str, Term]:
         """The configured losses, in the order of `TERMS`."""
@@ -232,8 +236,7 @@ class DistillationModel(SRModel):
         if stage is self.stage:
             return
         self.stage = stage
-        if self.net_d is not None:
-            self.adversary.stage = stage
+        self.adversary.stage = stage
         if len(self.stages) > 1:
             get_root_logger().info(f'Stage {self.stages.index(stage) + 1} of {len(self.stages)}: {stage}')
 
@@ -363,8 +366,8 @@ class DistillationModel(SRModel):
 
     def nondist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
         """BasicSR's validation; it keeps each image's metrics and leaves out those that a set without GT cannot have."""
-        dataset, metrics = dataloader.dataset.opt['name'], self.opt['val'].get('metrics') or {}
-        if metrics:
+        dataset = dataloader.dataset.opt['name']
+        if self._metrics():
             self._initialize_best_metric_results(dataset)
         images: dict[str, dict[str, float]] = {}
         for data in tqdm(dataloader, unit='image', disable=not self.opt['val'].get('pbar', False), leave=False):
@@ -373,14 +376,33 @@ class DistillationModel(SRModel):
                 del self.gt  # of the training batch or the image before
             self.feed_data(data)
             self.test()
-            visuals = self.get_current_visuals()
-            image = tensor2img([visuals['result']])
-            reference = {'img2': tensor2img([visuals['gt']])} if 'gt' in visuals else {}
+            image = tensor2img([self.output.cpu()])
             if save_img:
                 imwrite(image, self._image_path(dataset, name, current_iter))
-            images[name] = {metric: float(calculate_metric({'img': image, **reference}, option))
-                            for metric, option in metrics.items() if reference or _needs_no_reference(option)}
+            images[name] = self._measure(image)
         self._report_metrics(dataset, images, current_iter, tb_logger)
+
+    def _metrics(self) -> dict[str, dict[str, Any]]:
+        return (self.opt.get('val') or {}).get('metrics') or {}
+
+    def _measure(self, image: np.ndarray) -> dict[str, float]:
+        """The metrics of the current image against the ground truth, or the teacher's image (`reference: teacher`)."""
+        values, references = {}, {}
+        for name, option in self._metrics().items():
+            source = option.get('reference', 'gt')
+            if source not in references:
+                references[source] = self._reference(source)
+            reference = {} if references[source] is None else {'img2': references[source]}
+            if reference or _needs_no_reference(option):
+                option = {key: value for key, value in option.items() if key != 'reference'}
+                values[name] = float(calculate_metric({'img': image, **reference}, option))
+        return values
+
+    def _reference(self, source: str) -> np.ndarray | None:
+        if source == 'gt':
+            return tensor2img([self.gt.cpu()]) if hasattr(self, 'gt') else None
+        assert self.teacher is not None
+        return tensor2img([self.teacher.generate(self.lq)[0].cpu()])
 
     def _image_path(self, dataset: str, name: str, current_iter: int | str) -> str:
         root = self.opt['path']['visualization']
@@ -391,7 +413,7 @@ class DistillationModel(SRModel):
     def _report_metrics(self, dataset: str, images: dict[str, dict[str, float]], current_iter: int | str,
                         tb_logger: Any) -> None:
         measured = next(iter(images.values()), {})
-        skipped = [metric for metric in self.opt['val'].get('metrics') or {} if metric not in measured]
+        skipped = [metric for metric in self._metrics() if metric not in measured]
         if skipped:
             get_root_logger().warning(f'{dataset} has no ground truth; left out: {", ".join(skipped)}.')
         self.metric_results = {metric: sum(values[metric] for values in images.values()) / len(images)
@@ -480,6 +502,10 @@ class DistillationModel(SRModel):
         frozen = [name for name in rows if name.startswith('teacher')]
         get_root_logger().info('Trained tensors: ' + ', '.join(f'{name} {count}' for name, count in counts.items())
                                + '. Frozen: ' + (', '.join(frozen) or 'none') + '.')
+
+
+def _refers_to_teacher(metric_opt: dict[str, Any]) -> bool:
+    return metric_opt.get('reference') == 'teacher'
 
 
 def _needs_no_reference(metric_opt: dict[str, Any]) -> bool:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from kd_models.adapters import build_adapter
 from kd_models.taps import Taps
 from kd_utils import checkpoint
-from kd_utils.options import OptionError
 
 
 class Teacher:
@@ -31,12 +30,8 @@ class Teacher:
     @staticmethod
     def _frozen(opt: dict[str, Any], label: str, device: torch.device) -> nn.Module:
         net = build_network(opt[f'network_{label}'])
-        path = opt.get('path', {})
-        file = path.get(f'pretrain_network_{label}')
-        if file is None:
-            raise OptionError(f'teacher.path.pretrain_network_{label} is not set, an untrained network teaches nothing. '
-                              f'Name the file with the weights of teacher.network_{label}.')
-        checkpoint.load_network(net, file, path.get(f'strict_load_{label}', True),
+        path = opt['path']
+        checkpoint.load_network(net, path[f'pretrain_network_{label}'], path.get(f'strict_load_{label}', True),
                                 path.get(f'param_key_{label}', 'params_ema' if label == 'g' else 'params'))
         # no_grad, not inference_mode: inference tensors cannot be saved for the backward of an adaptor
         return net.to(device).eval().requires_grad_(False)

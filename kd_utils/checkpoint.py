@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,10 @@ def load(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
         return torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f'The checkpoint {path} does not exist. Check the path in the YAML file.') from None
-    except pickle.UnpicklingError:
-        raise CheckpointError(f'{path} holds Python objects besides tensors and was not loaded, since that can run '
-                              'code. Save its state_dict alone and load that file instead.') from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
+            raise CheckpointError(f'{path} holds Python objects besides tensors and was not loaded, since that can '
+                                  'run code. Save its state_dict alone and load that file instead.') from None
         raise CheckpointError(f'{path} is damaged or not a PyTorch file ({type(error).__name__}). '
                               'Download or copy it again, or name an older checkpoint.') from None
 

@@ -10,7 +10,7 @@ from basicsr.utils import get_root_logger
 
 from kd_models.distillation_model import DistillationModel
 from kd_utils.options import OptionError
-from tests.support import EDSR, TEACHER, UNET, assert_equal_weights, batches, gan_options, model_options, save_teacher, \
+from tests.support import EDSR, GAN, TEACHER, UNET, assert_equal_weights, batches, gan_options, model_options, save_teacher, \
     train, weights
 
 KD = {'response_kd_opt': {'type': 'L1Loss', 'loss_weight': 0.5}, 'feature_kd_opt': {'type': 'MLPFeatureLoss'}}
@@ -161,7 +161,7 @@ def test_a_weight_is_applied_once(tmp_path, name, log):
     def measure(weight):
         options = full_options(tmp_path)
         options['train'][name]['loss_weight'] = weight
-        options['train']['stages'] = [{'name': 'one', 'iters': 100, 'losses': [name[:-4]]}]
+        options['train']['stages'] = [{'name': 'one', 'iters': 100, 'losses': [name[:-4]], 'train_d': True}]
         model = build(options)
         value = train(model, batches(1))[0][log]
         return value, torch.cat([p.grad.flatten() for p in model.net_g.parameters() if p.grad is not None])
@@ -213,14 +213,13 @@ def test_d_first_gives_the_generator_the_updated_discriminator(tmp_path):
 
 def test_teacher_discriminator_gives_the_gradient_where_a_stage_says_so(tmp_path):
     stages = [{'name': 'one', 'iters': 100, 'losses': ['gan'], 'discriminator': 'teacher'}]
-    model = build(full_options(tmp_path, stages=stages, ldl_opt=None))
-    d_before = weights(model.net_d)
+    model = build(model_options(tmp_path, {'stages': stages, 'gan_opt': GAN['gan_opt']},
+                                teacher=save_teacher(tmp_path, TEACHER, TEACHER_D)))
     lq = batches(1)[0]['lq']
     with torch.no_grad():
         expected = model.cri_gan(model.teacher.net_d(model.net_g(lq)), True, is_disc=False).item()
     log = train(model, batches(1))[0]
     assert log == {'l_g_gan': pytest.approx(expected)}
-    assert_equal_weights(weights(model.net_d), d_before)
 
 
 def test_training_a_discriminator_alone(tmp_path):
@@ -291,13 +290,31 @@ def test_validation_writes_each_image_and_the_mean(tmp_path):
     assert (tmp_path / 'visualization' / '0' / '0_3.png').exists()
 
     path = {**model.opt['path'], 'results_root': str(tmp_path)}
-    tested = build(model_options(tmp_path, is_train=False, path=path, val={'metrics': PSNR, 'suffix': None}))
+    tested = build(model_options(tmp_path, is_train=False, path=path, val={'metrics': PSNR, 'suffix': None},
+                                 datasets={'val': {**model.opt['datasets']['train'], 'phase': 'val'}}))
     tested.validation(Loader(items), 'test', None, save_img=True)
     content = json.loads((tmp_path / 'metrics_Val.json').read_text())
     assert set(content['images']) == {'0', '1'}
     values = [image['psnr'] for image in content['images'].values()]
     assert content['mean']['psnr'] == pytest.approx(sum(values) / 2) == pytest.approx(line['metrics']['psnr'])
     assert (tmp_path / 'visualization' / 'Val' / '0_test.png').exists()
+
+
+def test_a_metric_against_the_teacher(tmp_path):
+    """In training and in a test, with and without GT."""
+    metrics = {'agreement': {**PSNR['psnr'], 'reference': 'teacher'}, **PSNR}
+    teacher = save_teacher(tmp_path)
+    path = {**model_options(tmp_path)['path'], 'results_root': str(tmp_path)}
+    network = dict(network_g=TEACHER, teacher=teacher, val={'metrics': metrics, 'val_freq': 1}, path=path)
+    for is_train in (True, False):
+        data = model_options(tmp_path)['datasets']['train']
+        model = build(model_options(tmp_path, is_train=is_train, **network,
+                                    datasets={'train' if is_train else 'test': {**data, 'phase': 'val'}}))
+        model.net_g.load_state_dict(torch.load(teacher['path']['pretrain_network_g'])['params'])
+        for keys in (('lq', 'gt'), ('lq',)):
+            items = [{**{key: item[key] for key in keys}, 'lq_path': ['0.png']} for item in batches(1, batch=1)]
+            model.validation(Loader(items), 1, None, save_img=False)
+            assert model.metric_results['agreement'] == float('inf') and ('psnr' in model.metric_results) == ('gt' in keys)
 
 
 def test_validation_without_ground_truth_leaves_out_what_needs_it(tmp_path):
@@ -330,7 +347,7 @@ def test_what_is_trained_and_what_is_frozen_is_logged(tmp_path, caplog):
     ({'train': {'feature_kd_opt': {'layers': {'conv_last': 'conv_first'}}}}, 'one spatial size'),
     ({'teacher_scale': 4}, r'teacher net_g turns an LR crop of 16x16 into 64x64'),
     ({'network_g': {**EDSR, 'upscale': 4}}, r'student net_g turns an LR crop of 16x16 into 64x64'),
-    ({'teacher_path': None}, 'pretrain_network_g is not set'),
+    ({'teacher_path': None}, r'teacher\.path\.pretrain_network_g` is missing'),
 ])
 def test_what_does_not_fit_is_refused_at_construction(tmp_path, change, message):
     teacher_net = {**TEACHER, 'upscale': change.pop('teacher_scale', 2)}
