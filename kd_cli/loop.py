@@ -1,6 +1,6 @@
 """BasicSR's train and test pipelines, made of its own builders and loggers, with what they lack.
 
-Same flags, folders, files and log lines as `basicsr.train.train_pipeline` and `basicsr.test.test_pipeline`. In addition:
+Same flags, folders, files and log lines as `basicsr.train.train_pipeline` and `basicsr.test.test_pipeline`. Besides,
 options are checked before anything is built; processes talk over gloo where there is no GPU; every draw of an image is
 seeded by its number; training resumes on a CPU, at the position in the epoch where it stopped; a progress bar.
 `--loop basicsr` runs the stock pipelines instead.
@@ -61,7 +61,8 @@ def train_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
     """
     opt, args = _read_options(argv, root_path, is_train=True)
     if args.loop == 'basicsr':
-        return _run_stock(stock_train_pipeline, opt, args, root_path)
+        _run_stock(stock_train_pipeline, opt, args, root_path)
+        return
     _start_processes(opt, args)
     torch.backends.cudnn.benchmark = True
     resume_state = load_resume_state(opt)
@@ -133,18 +134,20 @@ def test_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
     """Tests as the command line says; see `train_pipeline`."""
     opt, args = _read_options(argv, root_path, is_train=False)
     if args.loop == 'basicsr':
-        return _run_stock(stock_test_pipeline, opt, args, root_path)
+        _run_stock(stock_test_pipeline, opt, args, root_path)
+        return
     _start_processes(opt, args)
     torch.backends.cudnn.benchmark = True
     make_exp_dirs(opt)
     logger = _start_logging(opt, args, opt['path']['results_root'], 'test')
-    loaders = []
+    loaders = {}
     for _, dataset_opt in sorted(opt['datasets'].items()):
-        loaders.append(_loader(build_dataset(dataset_opt), dataset_opt, opt))
-        logger.info(f"Number of test images in {dataset_opt['name']}: {len(loaders[-1].dataset)}")
+        dataset = build_dataset(dataset_opt)
+        loaders[dataset_opt['name']] = _loader(dataset, dataset_opt, opt)
+        logger.info(f"Number of test images in {dataset_opt['name']}: {len(dataset)}")
     model = build_model(opt)
-    for loader in loaders:
-        logger.info(f"Testing {loader.dataset.opt['name']}...")
+    for name, loader in loaders.items():
+        logger.info(f'Testing {name}...')
         model.validation(loader, current_iter=opt['name'], tb_logger=None, save_img=opt['val']['save_img'])
     _stop_processes()
 
@@ -176,6 +179,8 @@ def _start_processes(opt: dict[str, Any], args: Any) -> None:
     if opt['dist']:
         _init_process_group(args.launcher)
     opt['rank'], opt['world_size'] = get_dist_info()
+    if opt['datasets'].get('train', {}).get('prefetch_mode') == 'cuda' and not torch.cuda.is_available():
+        args.messages.append('datasets.train.prefetch_mode is cuda, but there is no GPU: batches are loaded plainly.')
     if opt['num_gpu'] > 1 and not opt['dist']:
         args.messages.append(f'num_gpu is {opt["num_gpu"]}, but one process uses one device. '
                              f'For more: torchrun --nproc_per_node={opt["num_gpu"]} train.py ... --launcher pytorch')
@@ -188,7 +193,8 @@ def _start_processes(opt: dict[str, Any], args: Any) -> None:
 def _init_process_group(launcher: str) -> None:
     if launcher == 'slurm':
         from basicsr.utils.dist_util import init_dist
-        return init_dist('slurm')
+        init_dist('slurm')
+        return
     if 'RANK' not in os.environ:
         raise OptionError('--launcher pytorch needs the variables that torchrun sets. '
                           'Start it so: torchrun --nproc_per_node=2 train.py -opt X.yml --launcher pytorch')

@@ -10,7 +10,7 @@ from kd_cli.loop import train_pipeline
 
 @reported
 def main(argv: Sequence[str] | None = None, root_path: str | None = None) -> None:
-    """Trains as the command line says; experiments/ and results/ are in `root_path`, by default the working directory."""
+    """Trains as the command line says; `root_path`, by default the working directory, gets the files."""
     train_pipeline(root_path or os.getcwd(), argv)
 
 

@@ -64,6 +64,9 @@ class VGG19Features(nn.Module):
         range_norm: Whether the input is in [-1, 1].
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, weights: str, layers: list[str], use_input_norm: bool, range_norm: bool) -> None:
         super().__init__()
         for layer in layers:

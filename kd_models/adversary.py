@@ -40,7 +40,8 @@ class Adversary:
     def _critic(self) -> nn.Module:
         """The discriminator whose adversarial gradient the generator gets in this stage."""
         if self.stage is not None and self.stage.discriminator == 'teacher':
-            return self.model.teacher.net_d  # type: ignore[union-attr, return-value]
+            assert self.model.teacher is not None
+            return self.model.teacher.net_d
         return self.model.net_d
 
     def generator_loss(self, step: Step) -> Tensor:
@@ -66,7 +67,7 @@ class Adversary:
         Returns:
             Log name -> value.
         """
-        model, logs = self.model, OrderedDict()
+        model, logs = self.model, OrderedDict[str, Tensor]()
         optimizer, runtime = model.optimizer_d, model.runtime
         real_images, fake_images = step.target('gan'), step.output.detach()
         optimizer.zero_grad()

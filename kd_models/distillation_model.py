@@ -5,40 +5,37 @@ forwards they need, `Step` runs these, the losses are summed in one order, `Runt
 """
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
 from os import path as osp
 from typing import Any
+from urllib.error import URLError
 
-import numpy as np
 import torch
 from basicsr.archs import build_network
 from basicsr.losses import build_loss
-from basicsr.metrics import calculate_metric
-from basicsr.models.sr_model import SRModel
-from basicsr.utils import get_root_logger, imwrite, tensor2img
+from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from kd_models.adapters import build_adapter
 from kd_models.adversary import Adversary
-from kd_models.probe import Probe, probe
+from kd_models.pairing import Tapped, pair_features
+from kd_models.report import measure_networks, networks_table, trained_and_frozen
 from kd_models.runtime import Runtime
 from kd_models.stages import Stage, Stages
 from kd_models.step import Step
-from kd_models.taps import Taps, pair_layers
 from kd_models.teacher import Teacher
 from kd_models.terms import STOCK, TERMS, Term
+from kd_models.validation import ValidatedModel, refers_to_teacher
 from kd_utils import checkpoint
 from kd_utils.options import OptionError, apply_aliases, check_options
 
 
 @MODEL_REGISTRY.register()
-class DistillationModel(SRModel):
+class DistillationModel(ValidatedModel):
     """Trains a student generator with any of the losses in `TERMS`, with or without a teacher, with or without a GAN.
 
     With no teacher and BasicSR's losses alone it equals SRModel, SRGANModel (`gan_mode: standard`) or ESRGANModel
@@ -56,13 +53,13 @@ class DistillationModel(SRModel):
         for message in apply_aliases(opt) + check_options(opt, self.losses):  # another project's loop has not done it
             get_root_logger().warning(message)
         self.teacher: Teacher | None = None
-        self.net_d: nn.Module | None = None
+        self.net_d: Any = None  # an nn.Module where there is a `network_d`
         self.aux = nn.ModuleDict()
         self.adapter = build_adapter(opt['network_g'])
         device = torch.device('cuda' if opt['num_gpu'] != 0 else 'cpu')
         self.runtime = Runtime(device, opt.get('dist', False))
         super().__init__(opt)
-        if not self.is_train and any(_refers_to_teacher(option) for option in self._metrics().values()):
+        if not self.is_train and any(refers_to_teacher(option) for option in self._metrics().values()):
             self.teacher = Teacher(opt['teacher'], self.device)
 
     # ---------------------------------------------------------------- construction
@@ -77,6 +74,7 @@ class DistillationModel(SRModel):
         with self._own_random_numbers():
             if self.opt.get('teacher'):
                 self.teacher = Teacher(self.opt['teacher'], self.device)
+        get_root_logger().info('Networks, for one training crop:\n' + networks_table(measure_networks(self)))
         self.adversary = Adversary(self, train_opt.get('gan_mode', 'standard') == 'relativistic')
         self.net_d_iters = train_opt.get('net_d_iters', 1)
         self.net_d_init_iters = train_opt.get('net_d_init_iters', 0)
@@ -87,8 +85,8 @@ class DistillationModel(SRModel):
                         'd_first': self._d_first}[train_opt.get('update_order', 'simultaneous')]
         self.setup_optimizers()
         self.setup_schedulers()
-        self.runtime.synchronize(*self._trained().values(), *([self.net_g_ema] if self.ema_decay else []))
-        self._describe()
+        self.runtime.synchronize(*self.trained().values(), *([self.net_g_ema] if self.ema_decay else []))
+        get_root_logger().info(trained_and_frozen(self))
 
     def _build_ema(self, decay: float) -> None:
         self.ema_decay = decay
@@ -122,16 +120,23 @@ class DistillationModel(SRModel):
             with nullcontext() if name in STOCK else self._own_random_numbers():
                 option = {'type': term.default_type, **option}
                 terms[name] = term(name, self._build_criterion(name, option), self)
-        if train_opt.get('feature_kd_d_opt'):
+        self.cri_feature_kd_d: Any = None
+        if train_opt.get('feature_kd_d_opt') is not None:
+            option = {'type': TERMS['feature_kd'].default_type, **train_opt['feature_kd_d_opt']}
             with self._own_random_numbers():
-                self.cri_feature_kd_d = self._build_criterion('feature_kd_d', train_opt['feature_kd_d_opt'])
-        self.cri_gan = terms['gan'].criterion if 'gan' in terms else None
+                self.cri_feature_kd_d = self._build_criterion('feature_kd_d', option)
+        self.cri_gan: Any = terms['gan'].criterion if 'gan' in terms else None
         return terms
 
     def _build_criterion(self, name: str, option: dict[str, Any]) -> nn.Module:
         if name.startswith('feature_kd'):
             option = self._tap_features(name, option)
-        criterion = build_loss(option).to(self.device)
+        try:
+            criterion = build_loss(option).to(self.device)
+        except URLError as error:
+            raise OptionError(f'train.{name}_opt: {option["type"]} could not download its weights ({error.reason}). '
+                              'Name a file instead: `type: VGGPerceptualLoss` with `weights: vgg19-dcbb9e9d.pth`, '
+                              'from https://download.pytorch.org/models/vgg19-dcbb9e9d.pth') from None
         if any(p.requires_grad for p in criterion.parameters()):
             self.aux[name] = criterion
         return criterion
@@ -139,40 +144,26 @@ class DistillationModel(SRModel):
     def _tap_features(self, name: str, option: dict[str, Any]) -> dict[str, Any]:
         """Sets the taps of feature_kd or feature_kd_d and completes the loss's options with layers and channels."""
         assert self.teacher is not None
+        layers, key = option.get('layers'), f'train.{name}_opt'
         if name == 'feature_kd':
-            student, teacher, key = self.net_g, self.teacher.net_g, 'network_g'
-            size, calls = self._lq_size(), (self.adapter, self.teacher.adapter)
+            pairs = pair_features(Tapped('network_g (the student)', self.net_g, self.adapter, self.lq_size()),
+                                  Tapped('teacher.network_g', self.teacher.net_g, self.teacher.adapter, self.lq_size()),
+                                  layers, key)
+            self.student_taps, self.teacher_taps = pairs.student, pairs.teacher
         else:
-            student, teacher, key = self.net_d, self.teacher.net_d, 'network_d'
-            size, calls = self._gt_size(), (None, None)
-        layers = pair_layers(option.get('layers'), teacher, student, f'train.{name}_opt')
-        names = f'{key} (the student)', f'teacher.{key}'
-        student_layers = list(dict.fromkeys(layers.values()))
-        of_student = probe(student, size, student_layers, calls[0], names[0])
-        of_teacher = probe(teacher, size, layers, calls[1], names[1])
-        channels = {}
-        for teacher_layer, student_layer in layers.items():
-            t, s = of_teacher.taps[teacher_layer], of_student.taps[student_layer]
-            if t[2:] != s[2:]:
-                raise OptionError(f'train.{name}_opt.layers pairs `{teacher_layer}`, maps of {t[2]}x{t[3]}, with '
-                                  f'`{student_layer}`, maps of {s[2]}x{s[3]}. Pair layers of one spatial size.')
-            channels[teacher_layer] = (s[1], t[1])
-        taps = (Taps(student, student_layers, names[0], of_student.overwritten),
-                Taps(teacher, layers, names[1], of_teacher.overwritten))
-        if name == 'feature_kd':
-            self.student_taps, self.teacher_taps = taps
-        else:
-            self.adversary.taps, self.adversary.teacher_taps = taps
-        return {**option, 'layers': layers, 'channels': channels}
+            pairs = pair_features(Tapped('network_d (the student)', self.net_d, None, self.gt_size()),
+                                  Tapped('teacher.network_d', self.teacher.net_d, None, self.gt_size()), layers, key)
+            self.adversary.taps, self.adversary.teacher_taps = pairs.student, pairs.teacher
+        return {**option, 'layers': pairs.layers, 'channels': pairs.channels}
 
-    def _gt_size(self) -> tuple[int, int, int, int]:
+    def gt_size(self) -> tuple[int, int, int, int]:
         """Shape of a training batch of one, (1, C, sH, sW)."""
         size = self.opt['datasets'].get('train', {}).get('gt_size', 64 * self.opt['scale'])
         return (1, self.opt['network_g'].get('num_out_ch', 3), size, size)
 
-    def _lq_size(self) -> tuple[int, int, int, int]:
+    def lq_size(self) -> tuple[int, int, int, int]:
         """Shape of a training batch of one, (1, C, H, W)."""
-        size = self._gt_size()[-1] // self.opt['scale']
+        size = self.gt_size()[-1] // self.opt['scale']
         return (1, self.opt['network_g'].get('num_in_ch', 3), size, size)
 
     @staticmethod
@@ -180,7 +171,7 @@ class DistillationModel(SRModel):
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         return torch.random.fork_rng(devices=devices)
 
-    def _trained(self) -> dict[str, nn.Module]:
+    def trained(self) -> dict[str, nn.Module]:
         nets = {'net_g': self.net_g, 'net_d': self.net_d, **{f'aux.{name}': aux for name, aux in self.aux.items()}}
         return {name: net for name, net in nets.items() if net is not None}
 
@@ -319,29 +310,24 @@ class DistillationModel(SRModel):
     def _discriminator_phase(self, step: Step, iteration: int) -> None:
         if not self._updates_discriminator():
             return
-        assert self.net_d is not None and self.stage is not None
-        self.net_d.requires_grad_(True)
-        logs = self.adversary.update_discriminator(step, iteration, distill=self._distills_discriminator())
-        self.loss_tensors.update((name, value.detach()) for name, value in logs.items())
-
-    def _distills_discriminator(self) -> bool:
-        """feature_kd_d belongs to the stages that distil: those with feature_kd, or all where that is not configured."""
         assert self.stage is not None
-        if not hasattr(self, 'cri_feature_kd_d'):
-            return False
-        return 'feature_kd' in self.stage.losses or 'feature_kd' not in self.terms
+        self.net_d.requires_grad_(True)
+        distill = self.stage.distill_d and self.cri_feature_kd_d is not None
+        logs = self.adversary.update_discriminator(step, iteration, distill)
+        self.loss_tensors.update((name, value.detach()) for name, value in logs.items())
 
     @torch.no_grad()
     def model_ema(self, decay: float = 0.999) -> None:
         """EMA of parameters, as in BasicSR, and a copy of the buffers, which BasicSR leaves at their initial values."""
-        ema, net = list(self.net_g_ema.parameters()), list(self.net_g.parameters())
+        ema: list[Tensor] = list(self.net_g_ema.parameters())
+        net: list[Tensor] = list(self.net_g.parameters())
         torch._foreach_mul_(ema, decay)
         torch._foreach_add_(ema, net, alpha=1 - decay)
         for of_ema, of_net in zip(self.net_g_ema.buffers(), self.net_g.buffers(), strict=True):
             of_ema.copy_(of_net)
 
     def get_current_log(self) -> dict[str, float]:
-        """The last iteration's losses as numbers, averaged over the processes: the only synchronisation with the device.
+        """The last iteration's losses as numbers, averaged over the processes; the only wait for the device.
 
         All processes must call it, as the training loops do.
         """
@@ -352,89 +338,6 @@ class DistillationModel(SRModel):
         if len(self.stages) > 1 and self.stage is not None:
             log['stage'] = float(self.stages.index(self.stage) + 1)
         return log
-
-    # ---------------------------------------------------------------- validation
-
-    def test(self) -> None:
-        """`self.output` from `self.lq`, by the EMA generator where there is one."""
-        net = getattr(self, 'net_g_ema', self.net_g)
-        training = net.training
-        net.eval()
-        with torch.no_grad():
-            self.output = self.adapter(net, self.lq)
-        net.train(training)
-
-    def nondist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
-        """BasicSR's validation; it keeps each image's metrics and leaves out those that a set without GT cannot have."""
-        dataset = dataloader.dataset.opt['name']
-        if self._metrics():
-            self._initialize_best_metric_results(dataset)
-        images: dict[str, dict[str, float]] = {}
-        for data in tqdm(dataloader, unit='image', disable=not self.opt['val'].get('pbar', False), leave=False):
-            name = osp.splitext(osp.basename(data['lq_path'][0]))[0]
-            if hasattr(self, 'gt'):
-                del self.gt  # of the training batch or the image before
-            self.feed_data(data)
-            self.test()
-            image = tensor2img([self.output.cpu()])
-            if save_img:
-                imwrite(image, self._image_path(dataset, name, current_iter))
-            images[name] = self._measure(image)
-        self._report_metrics(dataset, images, current_iter, tb_logger)
-
-    def _metrics(self) -> dict[str, dict[str, Any]]:
-        return (self.opt.get('val') or {}).get('metrics') or {}
-
-    def _measure(self, image: np.ndarray) -> dict[str, float]:
-        """The metrics of the current image against the ground truth, or the teacher's image (`reference: teacher`)."""
-        values, references = {}, {}
-        for name, option in self._metrics().items():
-            source = option.get('reference', 'gt')
-            if source not in references:
-                references[source] = self._reference(source)
-            reference = {} if references[source] is None else {'img2': references[source]}
-            if reference or _needs_no_reference(option):
-                option = {key: value for key, value in option.items() if key != 'reference'}
-                values[name] = float(calculate_metric({'img': image, **reference}, option))
-        return values
-
-    def _reference(self, source: str) -> np.ndarray | None:
-        if source == 'gt':
-            return tensor2img([self.gt.cpu()]) if hasattr(self, 'gt') else None
-        assert self.teacher is not None
-        return tensor2img([self.teacher.generate(self.lq)[0].cpu()])
-
-    def _image_path(self, dataset: str, name: str, current_iter: int | str) -> str:
-        root = self.opt['path']['visualization']
-        if self.opt['is_train']:
-            return osp.join(root, name, f'{name}_{current_iter}.png')
-        return osp.join(root, dataset, f'{name}_{self.opt["val"].get("suffix") or self.opt["name"]}.png')
-
-    def _report_metrics(self, dataset: str, images: dict[str, dict[str, float]], current_iter: int | str,
-                        tb_logger: Any) -> None:
-        measured = next(iter(images.values()), {})
-        skipped = [metric for metric in self._metrics() if metric not in measured]
-        if skipped:
-            get_root_logger().warning(f'{dataset} has no ground truth; left out: {", ".join(skipped)}.')
-        self.metric_results = {metric: sum(values[metric] for values in images.values()) / len(images)
-                               for metric in measured}
-        if not self.metric_results:
-            return
-        for metric, value in self.metric_results.items():
-            self._update_best_metric_result(dataset, metric, value, current_iter)
-        self._log_validation_metric_values(current_iter, dataset, tb_logger)
-        self._write_metrics(dataset, images, current_iter)
-
-    def _write_metrics(self, dataset: str, images: dict[str, dict[str, float]], current_iter: int | str) -> None:
-        """For `kd-compare`: a line per validation while training, a file with each image's values in a test."""
-        if self.opt['is_train']:
-            line = {'iter': current_iter, 'dataset': dataset, 'metrics': self.metric_results}
-            with open(osp.join(self.opt['path']['experiments_root'], 'validation.jsonl'), 'a') as file:
-                file.write(json.dumps(line) + '\n')
-            return
-        root = self.opt['path'].get('results_root') or osp.dirname(self.opt['path']['visualization'])
-        with open(osp.join(root, f'metrics_{dataset}.json'), 'w') as file:
-            json.dump({'dataset': dataset, 'mean': self.metric_results, 'images': images}, file, indent=1)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -476,52 +379,8 @@ class DistillationModel(SRModel):
         if resume_state.get('best_metric_results'):
             self.best_metric_results = resume_state['best_metric_results']
 
-    def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params') -> None:
+    def load_network(self, net: nn.Module, load_path: str, strict: bool = True,
+                     param_key: str | None = 'params') -> None:
         """As BasicSR's, reading no code, taking bare state dicts, and naming what does not fit."""
         get_root_logger().info(f'Loading {type(net).__name__} from {load_path}, with param key: [{param_key}].')
         checkpoint.load_network(net, load_path, strict, param_key)
-
-    # ---------------------------------------------------------------- what is about to happen
-
-    def _describe(self) -> None:
-        """Checks that teacher and student answer alike, and logs what is trained, what is frozen and what each costs."""
-        rows = {'student net_g': probe(self.net_g, self._lq_size(), (), self.adapter, 'network_g')}
-        if self.teacher is not None:
-            rows['teacher net_g'] = probe(self.teacher.net_g, self._lq_size(), (), self.teacher.adapter,
-                                          'teacher.network_g')
-        for name, row in rows.items():
-            if row.shape != self._gt_size():
-                raise OptionError(f'{name} turns an LR crop of {_by(row.size)} into {_by(row.shape)}, not into the GT '
-                                  f'crop of {_by(self._gt_size())}. Set its scale to {self.opt["scale"]}, '
-                                  'or name a network of that scale.')
-        for name, net in (('student net_d', self.net_d), ('teacher net_d', self.teacher and self.teacher.net_d)):
-            if net is not None:
-                rows[name] = probe(net, self._gt_size(), (), None, name)
-        get_root_logger().info('Networks, for one training crop:\n' + _table(rows))
-        counts = {name: sum(p.requires_grad for p in net.parameters()) for name, net in self._trained().items()}
-        frozen = [name for name in rows if name.startswith('teacher')]
-        get_root_logger().info('Trained tensors: ' + ', '.join(f'{name} {count}' for name, count in counts.items())
-                               + '. Frozen: ' + (', '.join(frozen) or 'none') + '.')
-
-
-def _refers_to_teacher(metric_opt: dict[str, Any]) -> bool:
-    return metric_opt.get('reference') == 'teacher'
-
-
-def _needs_no_reference(metric_opt: dict[str, Any]) -> bool:
-    return 'niqe' in metric_opt['type']
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return 'x'.join(map(str, shape[-2:]))
-
-
-def _table(rows: dict[str, Probe]) -> str:
-    """Parameters, multiply-adds, size on disk, and the teacher's as a multiple of the student's."""
-    lines = [f'\t{"":14}{"params":>14}{"MACs":>12}{"input":>10}{"fp32 on disk":>14}{"params, MACs vs student":>26}']
-    for name, row in rows.items():
-        student = rows.get(name.replace('teacher', 'student'), row)
-        ratio = f'{row.params / student.params:.1f}x, {row.macs / max(student.macs, 1):.1f}x' if row is not student else ''
-        lines.append(f'\t{name:14}{row.params:>14,}{row.macs / 1e9:>10.3f} G{_by(row.size):>10}'
-                     f'{row.megabytes:>10.2f} MiB{ratio:>26}')
-    return '\n'.join(lines)

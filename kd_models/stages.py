@@ -1,6 +1,7 @@
-"""Which losses and optimizers are on at which iteration: a pure function of the iteration, so nothing of it is saved."""
+"""Which losses and optimizers are on at which iteration: a pure function of it, so nothing of it is saved."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ class Stage:
         end: Its last iteration.
         losses: Names of the generator's losses, `<name>_opt` in the YAML.
         train_d: Whether the student discriminator is updated.
+        distill_d: Whether feature_kd_d is part of that update.
         weights: Extra factors of this stage on losses, 1 where absent.
         optimizer: `keep` the optimizers' moments from the stage before, or start `fresh`.
         discriminator: Whose adversarial gradient the generator gets, `student` or `teacher`.
@@ -25,6 +27,7 @@ class Stage:
     end: int
     losses: tuple[str, ...]
     train_d: bool = False
+    distill_d: bool = False
     weights: dict[str, float] = field(default_factory=dict)
     optimizer: str = 'keep'
     discriminator: str = 'student'
@@ -48,19 +51,27 @@ class Stages(list[Stage]):
         total = int(train_opt['total_iter'])
         options = train_opt.get('stages') or [{'name': 'train', 'iters': total, 'losses': configured}]
         super().__init__()
-        start = 1
+        start, distills_d = 1, _rule_for_feature_kd_d(options, configured)
         for option in options:
-            self.append(_stage(option, start))
-            start += option['iters']
+            self.append(_stage(option, start, distills_d))
+            start = self[-1].end + 1
 
     def at(self, iteration: int) -> Stage:
         """The stage of an iteration; the last one for iterations beyond the end (an extended run)."""
         return next((stage for stage in self if iteration <= stage.end), self[-1])
 
 
-def _stage(option: dict[str, Any], start: int) -> Stage:
+def _rule_for_feature_kd_d(options: list[dict[str, Any]], configured: list[str]) -> Callable[[list[str]], bool]:
+    """The stages that name it; where none does, those that distil the generator's features, or all."""
+    if any('feature_kd_d' in option.get('losses', ()) for option in options):
+        return lambda losses: 'feature_kd_d' in losses
+    return lambda losses: 'feature_kd' in losses or 'feature_kd' not in configured
+
+
+def _stage(option: dict[str, Any], start: int, distills_d: Callable[[list[str]], bool]) -> Stage:
     option = dict(option)
-    iters, losses = option.pop('iters'), tuple(option.pop('losses', ()))
+    iters, losses = int(option.pop('iters')), list(option.pop('losses', ()))
     own_discriminator = option.get('discriminator', 'student') == 'student'
-    option.setdefault('train_d', 'gan' in losses and own_discriminator)
-    return Stage(start=start, end=start + iters - 1, losses=losses, **option)
+    option.setdefault('train_d', own_discriminator and bool({'gan', 'feature_kd_d'} & set(losses)))
+    return Stage(start=start, end=start + iters - 1, losses=tuple(name for name in losses if name != 'feature_kd_d'),
+                 distill_d=distills_d(losses), **option)

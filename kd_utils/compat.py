@@ -1,4 +1,4 @@
-"""Makes `import basicsr` work with today's torchvision, SciPy, Python and OpenCV, and does nothing where nothing is broken.
+"""Makes `import basicsr` work with today's torchvision, SciPy, Python and OpenCV, and does nothing else.
 
 BasicSR 1.4.2 (2022) imports three modules that its dependencies have since removed. Each gets a stand-in under its old
 name in `sys.modules`; no file of site-packages is touched. `import kd_models`, before any basicsr import, is enough;

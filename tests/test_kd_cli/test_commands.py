@@ -48,7 +48,7 @@ def test_the_stock_loop(tmp_path, images):
     assert state['aux'] and len(state['optimizers']) == 2
 
 
-FOREIGN_TRAIN = '''
+FOREIGN_TRAIN = """
 import kd_models  # the added line
 import sys
 from os import path as osp
@@ -59,8 +59,8 @@ from basicsr.train import train_pipeline
 if __name__ == '__main__':
     multiprocessing.set_start_method('spawn')
     train_pipeline(osp.abspath(osp.join(__file__, osp.pardir)))
-'''
-FOREIGN_ARCH = '''
+"""
+FOREIGN_ARCH = """
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
@@ -72,7 +72,7 @@ class MyNet(nn.Module):
 
     def forward(self, x):
         return nn.functional.pixel_shuffle(self.last(self.first(x).relu()), 2)
-'''
+"""
 
 
 def test_a_foreign_project_with_one_added_line_and_spawn_workers(tmp_path, images):
@@ -84,7 +84,7 @@ def test_a_foreign_project_with_one_added_line_and_spawn_workers(tmp_path, image
                'last.weight': torch.randn(12, 8, 3, 3), 'last.bias': torch.zeros(12)}
     torch.save({'params': weights}, tmp_path / 't.pth')
     options = train_yaml(images, network_g={'type': 'MyNet', 'width': 4}, teacher=teacher, train__total_iter=2,
-                         val__val_freq=2, train__feature_kd_opt={'type': 'MLPFeatureLoss', 'layers': {'first': 'first'}},
+                         train__feature_kd_opt={'layers': {'first': 'first'}}, val__val_freq=2,
                          datasets__train__num_worker_per_gpu=1, val__suffix=None)
     output = command('train.py', '-opt', write_yaml(tmp_path / 'my.yml', options), cwd=tmp_path)
     assert 'l_g_feature_kd' in output and 'Validation Tiny' in output

@@ -25,8 +25,8 @@ def test_against_numpy(hidden, width):
         first, _, second = loss.adaptors[of_teacher.replace('.', '_')]
         w1, b1, w2, b2 = (p.detach().numpy() for p in (first.weight[:, :, 0, 0], first.bias,
                                                        second.weight[:, :, 0, 0], second.bias))
-        hidden_map = np.maximum(np.einsum('hc,ncij->nhij', w1, student[of_student].numpy()) + b1[None, :, None, None], 0)
-        lifted = np.einsum('th,nhij->ntij', w2, hidden_map) + b2[None, :, None, None]
+        hidden_map = np.einsum('hc,ncij->nhij', w1, student[of_student].numpy()) + b1[None, :, None, None]
+        lifted = np.einsum('th,nhij->ntij', w2, np.maximum(hidden_map, 0)) + b2[None, :, None, None]
         distances.append(np.mean((lifted - teacher[of_teacher].numpy())**2))
     assert loss(student, teacher).item() == pytest.approx(0.3 * np.mean(distances), rel=1e-5)
 

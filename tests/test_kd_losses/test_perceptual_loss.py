@@ -95,6 +95,20 @@ def test_what_cannot_work_is_refused(torchvision_file, tmp_path):
         VGGPerceptualLoss(weights=str(tmp_path / 'none.pth'), layer_weights=WEIGHTS)
 
 
+def test_without_a_network_the_stock_loss_is_explained(tmp_path, monkeypatch):
+    from urllib.error import URLError
+
+    from kd_models.distillation_model import DistillationModel
+    from tests.support import model_options
+
+    def offline(pretrained=False):
+        raise URLError('no route')
+    monkeypatch.setattr(vgg_arch.vgg, 'vgg19', offline)
+    options = model_options(tmp_path, {'perceptual_opt': {'type': 'PerceptualLoss', 'layer_weights': WEIGHTS}})
+    with pytest.raises(OptionError, match='could not download its weights.*VGGPerceptualLoss'):
+        DistillationModel(options)
+
+
 @pytest.mark.skipif(not REAL.exists(), reason='the real weights are not at hand')
 def test_real_weights_prefer_a_similar_image():
     from skimage import data

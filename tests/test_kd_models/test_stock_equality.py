@@ -51,7 +51,8 @@ def test_gan_models(tmp_path, random_vgg, stock, mode, network_d, size, iters):
     train_opt = {'ema_decay': 0.9, **PERCEPTUAL, **iters}
     ours = gan_options(tmp_path, {**train_opt, 'gan_mode': mode}, network_d=network_d)
     ours['datasets']['train']['gt_size'] = 2 * size
-    compare(run(ours, size=size), run(gan_options(tmp_path, train_opt, network_d=network_d, model_type=stock), size=size))
+    theirs = gan_options(tmp_path, train_opt, network_d=network_d, model_type=stock)
+    compare(run(ours, size=size), run(theirs, size=size))
 
 
 def test_with_a_teacher_that_no_loss_asks_for(tmp_path):

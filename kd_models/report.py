@@ -1,0 +1,55 @@
+"""What is about to be trained: that the networks answer alike, and what each costs."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kd_models.probe import Probe, probe
+from kd_utils.options import OptionError
+
+if TYPE_CHECKING:
+    from kd_models.distillation_model import DistillationModel
+
+
+def measure_networks(model: DistillationModel) -> dict[str, Probe]:
+    """Measures student and teacher for one training crop.
+
+    Raises:
+        OptionError: A generator does not turn an LR crop into a GT crop, or a discriminator does not take one.
+    """
+    lq_size, gt_size, teacher = model.lq_size(), model.gt_size(), model.teacher
+    rows = {'student net_g': probe(model.net_g, lq_size, (), model.adapter, 'network_g')}
+    if teacher is not None:
+        rows['teacher net_g'] = probe(teacher.net_g, lq_size, (), teacher.adapter, 'teacher.network_g')
+    for name, row in rows.items():
+        if row.shape != gt_size:
+            raise OptionError(f'{name} turns an LR crop of {_by(lq_size)} into {_by(row.shape)}, not into the GT crop '
+                              f'of {_by(gt_size)}. Set its scale to {model.opt["scale"]}, '
+                              'or name a network of that scale.')
+    for name, net in (('student net_d', model.net_d), ('teacher net_d', getattr(teacher, 'net_d', None))):
+        if net is not None:
+            rows[name] = probe(net, gt_size, (), None, name)
+    return rows
+
+
+def networks_table(rows: dict[str, Probe]) -> str:
+    """Parameters, multiply-adds, size on disk, and the teacher's as a multiple of the student's."""
+    heads = {'': 14, 'params': 14, 'MACs': 12, 'input': 10, 'fp32 on disk': 16, 'teacher/student: params, MACs': 32}
+    lines = ['\t' + ''.join(f'{text:>{width}}' for text, width in heads.items())]
+    for name, row in rows.items():
+        student = rows.get(name.replace('teacher', 'student'), row)
+        ratio = '' if row is student else f'{row.params / student.params:.1f}x, {row.macs / max(student.macs, 1):.1f}x'
+        lines.append(f'\t{name:14}{row.params:>14,}{row.macs / 1e9:>10.3f} G{_by(row.size):>10}'
+                     f'{row.megabytes:>12.2f} MiB{ratio:>32}')
+    return '\n'.join(lines)
+
+
+def trained_and_frozen(model: DistillationModel) -> str:
+    """One line: how many tensors of each module are trained, and what is frozen."""
+    counts = {name: sum(p.requires_grad for p in net.parameters()) for name, net in model.trained().items()}
+    frozen = [f'teacher net_{label}' for label in 'gd' if getattr(model.teacher, f'net_{label}', None) is not None]
+    trained = ', '.join(f'{name} {count}' for name, count in counts.items())
+    return f'Trained tensors: {trained}. Frozen: {", ".join(frozen) or "none"}.'
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return 'x'.join(map(str, shape[-2:]))

@@ -1,0 +1,769 @@
+"""What an option file may say: the key tables of every section, then the check against them.
+
+The tables map a key to the kind of its value, a word of `KINDS`, or the allowed words joined by `|`. A kind may end in
+
+    ?         the value may also be `~`
+    !         the key must be there
+    !train    the key must be there for training
+
+Constructors (networks, losses, optimizers, schedulers, metrics) have no table: their signatures are turned into one.
+A model of this package has a class attribute `losses`. What it does not know is refused; what a model of another
+project may know becomes a warning. Classes extend the tables themselves: a model by `option_keys`, full key -> kind,
+such as `{'train.queue': 'size'}`; a dataset by `option_keys`, key -> kind; a loss by `supplied`, the constructor's
+arguments that come from the model, and `options`, the keys that the model reads.
+"""
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn
+
+import torch
+from basicsr.archs.vgg_arch import NAMES as VGG_LAYERS
+from basicsr.losses.basic_loss import PerceptualLoss
+from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
+from basicsr.utils.registry import (
+    ARCH_REGISTRY,
+    DATASET_REGISTRY,
+    LOSS_REGISTRY,
+    METRIC_REGISTRY,
+    MODEL_REGISTRY,
+    Registry,
+)
+
+Options = dict[str, Any]
+Table = Mapping[str, str]
+
+
+class OptionError(ValueError):
+    """Something that the user wrote cannot work; the message says what to write instead."""
+
+
+# ------------------------------------------------------------------------------------------------------------- kinds
+
+
+def _is_number(value: Any) -> bool:
+    # comparing leaves out inf and nan, and does not overflow on an int of 400 digits as math.isfinite does
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+
+
+def _is_whole(value: Any) -> bool:
+    return _is_number(value) and value == int(value)
+
+
+def _is_int(value: Any) -> bool:
+    return _is_number(value) and isinstance(value, int)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_template(value: Any) -> bool:
+    return _is_text(value) and value.count('{}') == 1 and not set('{}') & set(value.replace('{}', ''))
+
+
+def _is_list(value: Any, item: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list | tuple) and all(map(item, value))
+
+
+KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    'any': (lambda v: True, 'a value'),
+    'bool': (lambda v: isinstance(v, bool), 'true or false'),
+    'str': (_is_text, 'text, in quotes where it looks like a number'),
+    'text': (lambda v: isinstance(v, str), 'text, in quotes where it looks like a number'),
+    'path': (_is_text, 'a path'),
+    'template': (_is_template, 'a name with {} where the GT name stands, as in {}x4'),
+    'int': (_is_int, 'a whole number'),
+    'count': (lambda v: _is_int(v) and v >= 0, 'a whole number, 0 or above'),
+    'size': (lambda v: _is_int(v) and v > 0, 'a whole number above 0'),
+    'iters': (lambda v: _is_whole(v) and v > 0, 'a whole number above 0, such as 5000 or 5e3'),
+    'warmup': (lambda v: _is_whole(v) and v >= -1, 'a number of iterations, or -1 for no warm-up'),
+    'gpus': (lambda v: v == 'auto' or _is_int(v) and v >= 0, '`auto` or a number of GPUs'),
+    'number': (_is_number, 'a number, such as 0.1 or 1.0e-4'),
+    'weight': (lambda v: _is_number(v) and v >= 0, 'a number, 0 or above, such as 0.1 or 1.0e-4'),
+    'ratio': (lambda v: _is_number(v) and v > 0, 'a number above 0'),
+    'prob': (lambda v: _is_number(v) and 0 <= v <= 1, 'a number from 0 to 1'),
+    'decay': (lambda v: _is_number(v) and 0 <= v < 1, 'a number from 0 up to, but not including, 1, such as 0.999'),
+    'list': (lambda v: isinstance(v, list | tuple), 'a list, such as [1, 2]'),
+    'numbers': (lambda v: _is_list(v, _is_number), 'a list of numbers, such as [1, 2]'),
+    'range': (lambda v: _is_list(v, _is_number) and len(v) == 2 and v[0] <= v[1], 'a list [lowest, highest]'),
+    'odds': (lambda v: _is_list(v, _is_number) and len(v) == 3 and min(v) >= 0, 'a list of three odds: up, down, keep'),
+    'words': (lambda v: _is_list(v, _is_text), 'a list of names, such as [a, b]'),
+    'dict': (lambda v: isinstance(v, dict), 'a section, keys with values under it'),
+    'factors': (lambda v: isinstance(v, dict) and all(map(_is_number, v.values())),
+                'a section of numbers, such as {conv5_4: 1}'),
+    'pairs': (lambda v: isinstance(v, dict) and all(map(_is_text, (*v, *v.values()))),
+              'names in pairs, in quotes where they look like numbers, such as {body.16: body.4}'),
+    'dicts': (lambda v: _is_list(v, lambda item: isinstance(item, dict)), 'a list of sections, one `- {...}` each'),
+}
+
+# ------------------------------------------------------------------------------------------------------------ tables
+
+TOP: Table = {
+    'name': 'str!', 'model_type': 'str!', 'scale': 'size!', 'num_gpu': 'gpus!', 'manual_seed': 'count?',
+    'datasets': 'dict!', 'network_g': 'dict!', 'network_d': 'dict?', 'teacher': 'dict?', 'path': 'dict?',
+    'train': 'dict!train', 'val': 'dict?', 'logger': 'dict!train', 'dist_params': 'dict?',
+    'find_unused_parameters': 'bool',
+}
+# Set at the top of the options while they are read.
+RUN: Table = {
+    'rank': 'count', 'world_size': 'size', 'dist': 'bool', 'root_path': 'path', 'is_train': 'bool',
+    'auto_resume': 'bool',
+}
+
+# At the top of the file too: the second-order degradation of Real-ESRGAN.
+DEGRADATION: Table = {
+    'resize_prob': 'odds', 'resize_range': 'range', 'gaussian_noise_prob': 'prob', 'noise_range': 'range',
+    'poisson_scale_range': 'range', 'gray_noise_prob': 'prob', 'jpeg_range': 'range', 'second_blur_prob': 'prob',
+    'resize_prob2': 'odds', 'resize_range2': 'range', 'gaussian_noise_prob2': 'prob', 'noise_range2': 'range',
+    'poisson_scale_range2': 'range', 'gray_noise_prob2': 'prob', 'jpeg_range2': 'range', 'gt_size': 'size',
+}
+REAL_ESRGAN: Table = {
+    **DEGRADATION, 'high_order_degradation': 'bool', 'queue_size': 'size',
+    'gt_usm': 'bool', 'l1_gt_usm': 'bool', 'percep_gt_usm': 'bool', 'gan_gt_usm': 'bool',
+}
+
+# Of each network X that the file has, besides PATH. BasicSR makes a folder of every key without a word of NO_FOLDER.
+NO_FOLDER = ('strict_load', 'pretrain_network', 'resume', 'param_key')
+PATH_OF_NETWORK: Table = {'pretrain_network_': 'path?', 'param_key_': 'str?', 'strict_load_': 'bool'}
+PATH: Table = {
+    'resume_state': 'path?', 'ignore_resume_networks': 'words?',
+}
+# Set in `path` while the options are read.
+FOLDERS: Table = {
+    'experiments_root': 'path', 'results_root': 'path', 'models': 'path', 'training_states': 'path', 'log': 'path',
+    'visualization': 'path',
+}
+
+TEACHER: Table = {'network_g': 'dict!', 'network_d': 'dict?', 'path': 'dict!'}
+
+# Besides these: <name>_opt of every loss.
+TRAIN: Table = {
+    'optim_g': 'dict!', 'optim_d': 'dict?', 'scheduler': 'dict?', 'total_iter': 'iters!', 'warmup_iter': 'warmup',
+    'ema_decay': 'decay', 'stages': 'dicts?', 'update_order': 'simultaneous|g_first|d_first',
+    'gan_mode': 'standard|relativistic', 'net_d_iters': 'size', 'net_d_init_iters': 'count', 'net_d_reg_every': 'size',
+    'r1_reg_weight': 'weight',
+}
+STAGE: Table = {
+    'name': 'str!', 'iters': 'iters!', 'losses': 'words!', 'train_d': 'bool', 'weights': 'dict?',
+    'optimizer': 'keep|fresh', 'discriminator': 'student|teacher', 'phase': 'size?',
+}
+
+VAL: Table = {'val_freq': 'iters!train', 'save_img': 'bool', 'suffix': 'str?', 'pbar': 'bool', 'metrics': 'dict?',
+              'flip_seq': 'bool', 'center_frame_only': 'bool'}
+METRIC: Table = {'type': 'str!', 'better': 'higher|lower', 'reference': 'gt|teacher'}
+LOGGER: Table = {'print_freq': 'iters!train', 'save_checkpoint_freq': 'iters!train', 'use_tb_logger': 'bool',
+                 'wandb': 'dict?'}
+WANDB: Table = {'project': 'str?', 'resume_id': 'str?'}
+DIST_PARAMS: Table = {'backend': 'nccl|gloo|mpi', 'port': 'size'}
+
+# Of every dataset: what BasicSR's loader reads (use_shuffle stands in its files, though nothing reads it).
+LOADER: Table = {
+    'name': 'str!', 'type': 'str!', 'phase': 'train|val|test', 'scale': 'size', 'io_backend': 'dict!',
+    'num_worker_per_gpu': 'count!train', 'batch_size_per_gpu': 'size!train', 'dataset_enlarge_ratio': 'ratio',
+    'prefetch_mode': 'cpu|cuda?', 'num_prefetch_queue': 'size', 'pin_memory': 'bool', 'persistent_workers': 'bool',
+    'use_shuffle': 'bool',
+}
+IO_BACKEND: Table = {
+    'type': 'disk|lmdb|memcached!', 'readonly': 'bool', 'lock': 'bool', 'readahead': 'bool', 'db_paths': 'any',
+    'client_keys': 'any', 'server_list_cfg': 'path', 'client_cfg': 'path', 'sys_path': 'path?',
+}
+_NORMALIZE = {'mean': 'numbers?', 'std': 'numbers?'}
+_AUGMENT = {'gt_size': 'size!train', 'use_hflip': 'bool!train', 'use_rot': 'bool!train'}
+_PAIR = {'dataroot_gt': 'path!', 'dataroot_lq': 'path!'}
+_CLIPS = {**_PAIR, **_AUGMENT, 'dataroot_flow': 'path?', 'meta_info_file': 'path!', 'num_frame': 'size!',
+          'random_reverse': 'bool'}
+_REDS = {**_CLIPS, 'val_partition': 'REDS4|official!', 'interval_list': 'numbers', 'test_mode': 'bool',
+         'flip_sequence': 'bool'}
+_VIDEO = {**_PAIR, 'meta_info_file': 'path', 'cache_data': 'bool!', 'num_frame': 'size!', 'padding': 'str'}
+_KERNELS = {'blur_kernel_size': 'size!', 'kernel_list': 'words!', 'kernel_prob': 'numbers!', 'blur_sigma': 'range!',
+            'betag_range': 'range!', 'betap_range': 'range!', 'sinc_prob': 'prob!'}
+DATASETS: dict[str, Table] = {
+    'PairedImageDataset': {**_PAIR, **_AUGMENT, **_NORMALIZE, 'meta_info_file': 'path?', 'filename_tmpl': 'template',
+                           'color': 'str?'},
+    'SingleImageDataset': {**_NORMALIZE, 'dataroot_lq': 'path!', 'meta_info_file': 'path', 'color': 'str?'},
+    'RealESRGANDataset': {**_AUGMENT, 'gt_size': 'size', 'dataroot_gt': 'path!', 'meta_info': 'path',
+                          **_KERNELS, **{f'{key}2': kind for key, kind in _KERNELS.items()},
+                          'final_sinc_prob': 'prob!'},
+    'RealESRGANPairedDataset': {**_PAIR, **_AUGMENT, **_NORMALIZE, 'meta_info': 'path?', 'filename_tmpl': 'template'},
+    'FFHQDataset': {'dataroot_gt': 'path!', 'mean': 'numbers!', 'std': 'numbers!', 'use_hflip': 'bool!',
+                    'use_rot': 'bool', 'gt_size': 'size'},
+    'REDSDataset': _REDS,
+    'REDSRecurrentDataset': _REDS,
+    'Vimeo90KDataset': _CLIPS,
+    'Vimeo90KRecurrentDataset': {**_CLIPS, 'flip_sequence': 'bool!'},
+    'VideoTestDataset': _VIDEO,
+    'VideoTestVimeo90KDataset': {**_VIDEO, 'meta_info_file': 'path!'},
+    'VideoTestDUFDataset': {**_VIDEO, 'use_duf_downsampling': 'bool!'},
+    'VideoRecurrentTestDataset': _VIDEO,
+}
+
+# Constructor arguments whose kind neither their default nor their annotation tells, or tells too loosely.
+ARGUMENTS: Table = {
+    **dict.fromkeys(('num_in_ch', 'num_out_ch', 'num_feat', 'num_block', 'num_group', 'num_grow_ch', 'num_conv',
+                     'num_channel', 'upscale'), 'size'),
+    **dict.fromkeys(('loss_weight', 'perceptual_weight', 'style_weight', 'weight_decay', 'lr', 'gamma'), 'weight'),
+    'gan_type': 'vanilla|lsgan|wgan|wgan_softplus|hinge', 'reduction': 'none|mean|sum', 'criterion': 'l1|l2|fro',
+    'vgg_type': '|'.join(VGG_LAYERS), 'layer_weights': 'factors', 'layers': 'pairs?', 'crop_border': 'count',
+    'milestones': 'numbers', 'periods': 'numbers', 'act_type': 'text', 'with_idt': 'bool',
+}
+ANNOTATIONS: Table = {'int': 'int', 'float': 'number', 'bool': 'bool', 'str': 'text', 'dict': 'dict', 'list': 'list'}
+
+SCHEDULERS: dict[str, Callable[..., Any]] = {
+    'MultiStepLR': MultiStepRestartLR, 'MultiStepRestartLR': MultiStepRestartLR,
+    'CosineAnnealingRestartLR': CosineAnnealingRestartLR,
+}
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    name: value for name, value in vars(torch.optim).items()
+    if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+}
+
+# Loss -> the options without which it cannot be computed.
+NEEDS: dict[str, tuple[str, ...]] = {
+    'ldl': ('train.ema_decay', ),
+    'self_distill': ('train.ema_decay', ),
+    'response_kd': ('teacher', ),
+    'contrastive': ('teacher', ),
+    'feature_kd': ('teacher', ),
+    'feature_kd_d': ('network_d', 'teacher.network_d'),
+}
+
+# ------------------------------------------------------------------------------------------------------ small helpers
+
+
+def closest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice most like `word`, or None if none is like it."""
+    by_lower = {str(choice).lower(): str(choice) for choice in choices}
+    matches = difflib.get_close_matches(str(word).lower(), by_lower, n=1)
+    return by_lower[matches[0]] if matches else None
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """` Did you mean ...?` for an error message, empty if no choice is like `word`."""
+    choice = closest(word, choices)
+    return f' Did you mean `{choice}`?' if choice else ''
+
+
+def nearest_or_all(word: str, choices: Iterable[str]) -> str:
+    """` Did you mean ...?` for an error message, or the list of choices."""
+    names = sorted(map(str, choices))
+    return nearest(word, names) or (f' Choose from: {", ".join(names)}.' if names else '')
+
+
+def get(opt: Options, key: str) -> Any:
+    """The value under a dotted key such as `teacher.path`, None where there is none."""
+    value: Any = opt
+    for part in key.split('.'):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def registered(registry: Registry) -> dict[str, Any]:
+    """Name -> object as `registry.get` finds them, which prints at each name that is stored with BasicSR's suffix."""
+    objects = dict(iter(registry))
+    return {**{name.removesuffix('_basicsr'): value for name, value in objects.items()}, **objects}
+
+
+def is_foreign(model_type: Any) -> bool:
+    """Whether a model of another project, BasicSR included, is registered under that name."""
+    model = registered(MODEL_REGISTRY).get(model_type) if isinstance(model_type, str) else None
+    return model is not None and not hasattr(model, 'losses')
+
+
+def _fits(kind: str, value: Any) -> bool:
+    if kind.endswith('?'):
+        return value is None or _fits(kind[:-1], value)
+    if '|' in kind:
+        return isinstance(value, str) and value in kind.split('|')
+    return any(KINDS[part][0](value) for part in kind.split(' or '))
+
+
+def _words(kind: str) -> str:
+    kind, null = kind.removesuffix('?'), ', or ~' if kind.endswith('?') else ''
+    if '|' in kind:
+        return 'one of ' + ', '.join(f'`{word}`' for word in kind.split('|')) + null
+    return ', or '.join(KINDS[part][1] for part in kind.split(' or ')) + null
+
+
+def require(key: str, kind: str, value: Any) -> None:
+    """Refuses a value of another kind.
+
+    Raises:
+        OptionError: With what to write instead.
+    """
+    kind = kind.partition('!')[0]
+    if not _fits(kind, value):
+        hint = nearest(value, kind.rstrip('?').split('|')) if '|' in kind and isinstance(value, str) else ''
+        raise OptionError(f'`{key}` cannot be {_short(value)}. Write {_words(kind)}.{hint}')
+
+
+def _short(value: Any) -> str:
+    text = '~' if value is None else 'a section' if isinstance(value, dict) and value else repr(value)
+    return text if len(text) <= 60 else text[:57] + '...'
+
+
+def _arguments(factory: Callable[..., Any], skip: Iterable[str] = ()) -> dict[str, str]:
+    """The key table of a constructor's or function's named arguments."""
+    parameters = inspect.signature(factory).parameters.values()
+    return {p.name: _kind_of(p) for p in parameters
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in skip}
+
+
+def _kind_of(parameter: inspect.Parameter) -> str:
+    """The kind of an argument by its default, its annotation and `ARGUMENTS`."""
+    default = parameter.default
+    if isinstance(default, bool):
+        return 'bool'
+    if isinstance(default, list | tuple):
+        return 'numbers' if default and _is_list(default, _is_number) else 'list'
+    if isinstance(default, dict):
+        return 'dict'
+    kind = ARGUMENTS.get(parameter.name)
+    if kind is None or default not in (parameter.empty, None) and not _fits(kind, default):
+        kind = _annotated(parameter)  # another class may use the same name for something else
+    if default is parameter.empty:
+        return (kind or 'any') + '!'
+    if default is None:
+        return (kind or 'any').rstrip('?') + '?'
+    if isinstance(default, str):
+        return kind or 'text?'
+    return kind or ('number' if _is_number(default) else 'any')
+
+
+def _annotated(parameter: inspect.Parameter) -> str | None:
+    """The kind of an annotation such as `int` or `str | int`, None where it is missing or of another type."""
+    annotation = parameter.annotation
+    text = annotation if isinstance(annotation, str) else getattr(annotation, '__name__', str(annotation))
+    parts = [part.strip().partition('[')[0] for part in text.split('|')]
+    kinds = [ANNOTATIONS.get(part) for part in parts if part != 'None']
+    if not kinds or None in kinds:
+        return None
+    return ' or '.join(kind for kind in kinds if kind) + ('?' if 'None' in parts else '')
+
+
+def _swallows_keys(factory: Callable[..., Any]) -> bool:
+    """Whether it may have a use for other keys: `**kwargs`, which in BasicSR's own code are accepted and not read."""
+    swallows = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(factory).parameters.values())
+    return swallows and not factory.__module__.startswith('basicsr.')
+
+
+# --------------------------------------------------------------------------------------------------------- the check
+
+
+def check_options(opt: Options, losses: Mapping[str, str | None]) -> list[str]:
+    """Refuses options that cannot work, before anything is built. The registries must be filled.
+
+    Args:
+        opt: As returned by `parse_options`.
+        losses: The losses of this package: name -> loss class where `<name>_opt` gives no `type`, None for no default.
+
+    Returns:
+        list[str]: Warnings: what a model or dataset of another project may know, and what is of no use.
+
+    Raises:
+        OptionError: At the first thing that is wrong.
+    """
+    return _Checker(opt, losses).check()
+
+
+class _Checker:
+    """One pass over the options; each method checks one section."""
+
+    def __init__(self, opt: Options, losses: Mapping[str, str | None]) -> None:
+        self.opt = opt
+        self.losses = dict(losses)
+        if 'feature_kd' in losses:
+            self.losses.setdefault('feature_kd_d', losses['feature_kd'])  # the same loss between the discriminators
+        self.training = bool(opt.get('is_train', True))
+        self.warnings: list[str] = []
+        self.model: Any = None
+        self.ours = True
+
+    def check(self) -> list[str]:
+        self.check_model()
+        self.table('', self.opt, self.extended('', {**TOP, **RUN, **REAL_ESRGAN, **self.networks()}), self.training)
+        self.check_networks('', self.opt)
+        self.check_teacher()
+        self.check_path()
+        self.check_datasets()
+        self.check_val()
+        self.check_simple('logger', LOGGER)
+        self.check_simple('logger.wandb', WANDB)
+        self.check_simple('dist_params', DIST_PARAMS)
+        if self.training and self.opt.get('train'):
+            self.check_train()
+        return self.warnings
+
+    # ---- ways to answer
+
+    def refuse(self, message: str) -> NoReturn:
+        raise OptionError(message)
+
+    def doubt(self, message: str) -> None:
+        """Refuses what our models cannot work with; the model of another project may know better."""
+        if self.ours:
+            self.refuse(message)
+        self.warnings.append(f'{message} (A warning only, {self.opt["model_type"]} may know better.)')
+
+    # ---- generic checks
+
+    def table(self, prefix: str, section: Options, table: Table, training: bool,
+              unknown: Callable[[str], None] | None = None) -> None:
+        """Checks keys and kinds of a section; `unknown` is told of keys outside the table, `doubt` by default."""
+        for key, value in section.items():
+            full = _join(prefix, key)
+            if key in table:
+                require(full, table[key], value)
+            else:
+                known = table.keys() - RUN.keys() - FOLDERS.keys()
+                (unknown or self.doubt)(f'Unknown key `{full}`.{nearest_or_all(key, known)}')
+        for key, kind in table.items():
+            kind, _, when = kind.partition('!') if '!' in kind else (kind, '', 'never')
+            if key not in section and (when == '' or when == 'train' and training):
+                self.doubt(f'`{_join(prefix, key)}` is missing. Write {_words(kind)}.')
+
+    def extended(self, prefix: str, table: Table) -> dict[str, str]:
+        """The table with the keys that the model's class adds to this section."""
+        own = getattr(self.model, 'option_keys', {})
+        return {**table, **{key.rpartition('.')[2]: kind for key, kind in own.items()
+                            if key.rpartition('.')[0] == prefix}}
+
+    def lookup(self, key: str, what: str, name: Any, choices: Mapping[str, Any]) -> Any:
+        """The object that is registered under the name written at `key`."""
+        if name is None:
+            self.refuse(f'`{key}` is missing. Name the {what}.')
+        require(key, 'str', name)
+        if name not in choices:
+            hint = nearest_or_all(name, {choice.removesuffix('_basicsr') for choice in choices})
+            self.refuse(f'`{key}`: no {what} is called `{name}`.{hint} One of your own must be imported to be known.')
+        return choices[name]
+
+    def constructor(self, prefix: str, section: Options, table: Table, swallows: bool,
+                    unknown: Callable[[str], None]) -> None:
+        """Checks a section whose keys are the arguments of a class."""
+        self.table(prefix, section, {'type': 'str', **table}, self.training, _ignore if swallows else unknown)
+
+    def check_simple(self, key: str, table: Table) -> None:
+        """Checks a section that the loop reads, so that no model can know better."""
+        section = get(self.opt, key)
+        if section:
+            self.table(key, section, self.extended(key, table), self.training, self.refuse)
+
+    # ---- sections
+
+    def check_model(self) -> None:
+        name = self.opt.get('model_type')
+        self.model = self.lookup('model_type', 'model', name, registered(MODEL_REGISTRY))
+        self.ours = not is_foreign(name)
+
+    def networks(self) -> dict[str, str]:
+        """Another project may have any number of networks."""
+        return {} if self.ours else {key: 'dict?' for key in self.opt if str(key).startswith('network_')}
+
+    def check_networks(self, prefix: str, section: Options) -> None:
+        for key, network in section.items():
+            if str(key).startswith('network_') and network:
+                self.check_network(_join(prefix, key), network)
+
+    def check_network(self, key: str, network: Options) -> None:
+        require(key, 'dict', network)
+        arch = self.lookup(f'{key}.type', 'network', network.get('type'), registered(ARCH_REGISTRY))
+        self.constructor(key, network, _arguments(arch), _swallows_keys(arch), self.refuse)
+
+    def check_teacher(self) -> None:
+        teacher = self.opt.get('teacher')
+        if not teacher:
+            return
+        self.table('teacher', teacher, self.extended('teacher', TEACHER), self.training)
+        self.check_networks('teacher', teacher)
+        path = teacher.get('path') or {}
+        self.table('teacher.path', path, _path_keys('gd'), self.training)
+        self.check_owners('teacher.', teacher)
+        for label in 'gd' if self.training else '':
+            if teacher.get(f'network_{label}') and not path.get(f'pretrain_network_{label}'):
+                self.doubt(f'`teacher.path.pretrain_network_{label}` is missing, and an untrained network teaches '
+                           f'nothing. Name the file with the weights of `teacher.network_{label}`.')
+
+    def check_path(self) -> None:
+        path = self.opt.get('path') or {}
+        labels = {'g', 'd', *(key.removeprefix('network_') for key in self.networks())}
+        table = self.extended('path', {**PATH, **FOLDERS, **_path_keys(labels)})
+        self.table('path', path, table, self.training)
+        for key, value in path.items():
+            if key not in table and not any(word in str(key) for word in NO_FOLDER):
+                require(f'path.{key}', 'path', value)  # BasicSR makes a folder of it
+        self.check_owners('', self.opt)
+
+    def check_owners(self, prefix: str, section: Options) -> None:
+        """Weights must be of a network that is there."""
+        for key, value in (section.get('path') or {}).items():
+            network = str(key).removeprefix('pretrain_')
+            if value is not None and network.startswith('network_') and not section.get(network):
+                self.doubt(f'`{prefix}path.{key}` has weights for `{prefix}{network}`, which is missing. '
+                           'Add the network, or take the weights out.')
+
+    def check_train(self) -> None:
+        train = self.opt['train']
+        table = self.extended('train', {**TRAIN, **{f'{name}_opt': 'dict?' for name in self.losses}})
+        self.table('train', train, table, self.training)
+        for name in self.losses:
+            self.check_loss(name)
+        self.check_optimizer('optim_g')
+        self.check_optimizer('optim_d')
+        self.check_scheduler()
+        if self.ours:
+            _Rules(self).check()
+
+    def check_loss(self, name: str) -> None:
+        key, option = f'train.{name}_opt', self.opt['train'].get(f'{name}_opt')
+        if option is None:
+            return
+        kind = option.get('type', self.losses[name])
+        if kind is None:
+            self.refuse(f'`{key}.type` is missing. Name a loss.{nearest_or_all(name, registered(LOSS_REGISTRY))}')
+        loss = self.lookup(f'{key}.type', 'loss', kind, registered(LOSS_REGISTRY))
+        table = _arguments(loss, skip=getattr(loss, 'supplied', ()))
+        table.update({extra: ARGUMENTS.get(extra, 'any') for extra in getattr(loss, 'options', ())})
+        self.constructor(key, option, table, _swallows_keys(loss), self.doubt)
+        if isinstance(loss, type) and issubclass(loss, PerceptualLoss):
+            layers = VGG_LAYERS.get(option.get('vgg_type', 'vgg19'), ())
+            for layer in option.get('layer_weights', {}):
+                if layer not in layers:
+                    self.refuse(f'`{key}.layer_weights`: there is no layer `{layer}`.{nearest_or_all(layer, layers)}')
+
+    def check_optimizer(self, name: str) -> None:
+        self.check_tool(f'train.{name}', 'optimizer', OPTIMIZERS, {'lr': 'weight!'})
+
+    def check_scheduler(self) -> None:
+        option = self.opt['train'].get('scheduler')
+        if not option:
+            self.warnings.append('`train.scheduler` is missing: the learning rate stays constant.')
+            return
+        self.check_tool('train.scheduler', 'scheduler', SCHEDULERS, {})
+        if option.get('type') in SCHEDULERS:
+            self.check_periods(option, 'periods' if 'periods' in option else 'restarts')
+
+    def check_periods(self, option: Options, name: str) -> None:
+        periods, weights = option.get(name, (0, )), option.get('restart_weights', (1, ))
+        if len(periods) != len(weights):
+            self.refuse(f'`train.scheduler` has {len(periods)} `{name}`, but {len(weights)} `restart_weights`. '
+                        'Write as many of one as of the other.')
+        total = self.opt['train'].get('total_iter', 0)
+        if name == 'periods' and sum(periods) < total:
+            self.refuse(f'`train.scheduler.periods` add up to {sum(periods)}, there is no learning rate after that. '
+                        f'Make them reach `train.total_iter`, {total}.')
+
+    def check_tool(self, key: str, what: str, choices: Mapping[str, Any], extra: Table) -> None:
+        """An optimizer or a scheduler."""
+        option = get(self.opt, key)
+        if not option:
+            return
+        if not self.ours and option.get('type') not in choices:
+            self.doubt(f'`{key}.type`: no {what} is called `{option.get("type")}`.')
+            return
+        tool = self.lookup(f'{key}.type', what, option.get('type'), choices)
+        table = {**_arguments(tool, skip=('params', 'optimizer', 'last_epoch')), **extra}
+        self.constructor(key, option, table, False, self.doubt)
+
+    def check_val(self) -> None:
+        val, datasets = self.opt.get('val'), self.opt.get('datasets') or {}
+        val_sets = [name for name in datasets if str(name).startswith('val')]
+        if val:
+            self.table('val', val, self.extended('val', VAL), self.training)
+            for name, metric in (val.get('metrics') or {}).items():
+                self.check_metric(f'val.metrics.{name}', metric)
+        if self.training and val and not val_sets:
+            self.warnings.append('`val` has no dataset `datasets.val`: nothing will be validated.')
+        if self.training and val_sets and not val:
+            self.doubt(f'`datasets.{val_sets[0]}` would never be used, there is no section `val`. '
+                       'Write `val: {val_freq: 5000, metrics: ...}`, or take the dataset out.')
+
+    def check_metric(self, key: str, metric: Any) -> None:
+        require(key, 'dict', metric)
+        function = self.lookup(f'{key}.type', 'metric', metric.get('type'), registered(METRIC_REGISTRY))
+        table = {**_arguments(function, skip=('img', 'img2')), **METRIC}
+        self.constructor(key, metric, table, _swallows_keys(function), self.refuse)
+
+    # ---- datasets
+
+    def check_datasets(self) -> None:
+        datasets = self.opt.get('datasets') or {}
+        allowed = ('train', 'val') if self.training else ('val', 'test')
+        for name, dataset in datasets.items():
+            require(f'datasets.{name}', 'dict', dataset)
+            phase = str(name).split('_')[0]
+            if phase not in allowed or (phase == 'train' and name != 'train'):
+                self.refuse(f'`datasets.{name}` is of no use in {"training" if self.training else "a test"}. '
+                            f'Call it `{"` or `".join(allowed)}`; further ones are `{allowed[1]}_2`, `{allowed[1]}_3`.')
+            self.check_dataset(f'datasets.{name}', dataset, phase == 'train')
+        if allowed[0] not in datasets and self.training:
+            self.refuse('`datasets.train` is missing. Write the data set to train on there.')
+        if not datasets:
+            self.refuse('`datasets` is empty. Write the data sets to test on there: `test_1`, `test_2` and so on.')
+
+    def check_dataset(self, key: str, dataset: Options, training: bool) -> None:
+        cls = self.lookup(f'{key}.type', 'dataset', dataset.get('type'), registered(DATASET_REGISTRY))
+        name = dataset['type'].removesuffix('_basicsr')
+        table = DATASETS.get(name, getattr(cls, 'option_keys', None))
+        unknown: Callable[[str], None] = self.refuse if table is not None else _ignore
+        if table is None:
+            self.warnings.append(f'`{key}.type`: {name} is of another project, so its own keys are not checked.')
+        self.table(key, dataset, {**LOADER, **(table or {})}, training, unknown)
+        if 'io_backend' in dataset:
+            self.table(f'{key}.io_backend', dataset['io_backend'], IO_BACKEND, training, unknown)
+        if name == 'RealESRGANDataset':
+            self.check_degradation(key, dataset)
+        if training:
+            self.check_prefetch(key, dataset)
+        if training and table is not None:
+            self.check_crop(key, dataset)
+        if dataset.get('persistent_workers') and not (training and dataset.get('num_worker_per_gpu')):
+            self.refuse(f'`{key}.persistent_workers` needs workers, and there are none'
+                        f'{"" if training else " in validation"}. Set `{key}.persistent_workers` to false.')
+
+    def check_degradation(self, key: str, dataset: Options) -> None:
+        if 'meta_info' not in dataset and get(dataset, 'io_backend.type') != 'lmdb':
+            self.refuse(f'`{key}.meta_info` is missing. Name the text file that lists the images, one per line.')
+        for suffix in ('', '2'):
+            kernels, odds = len(dataset[f'kernel_list{suffix}']), len(dataset[f'kernel_prob{suffix}'])
+            if kernels != odds:
+                self.refuse(f'`{key}.kernel_prob{suffix}` has {odds} numbers for {kernels} kernels. '
+                            'Write one for each.')
+        for name, kind in DEGRADATION.items():
+            if name not in self.opt and self.opt.get('high_order_degradation', True):
+                self.doubt(f'`{name}` is missing, which degrades the images of `{key}`. Write {_words(kind)}.')
+
+    def check_prefetch(self, key: str, dataset: Options) -> None:
+        mode = dataset.get('prefetch_mode')
+        if mode == 'cpu' and not dataset.get('num_worker_per_gpu'):
+            self.refuse(f'`{key}.prefetch_mode: cpu` with no workers loads in a thread that shares the random numbers '
+                        'of training. Set `num_worker_per_gpu` to 1 or more, or `prefetch_mode: ~`.')
+        if mode == 'cuda' and not dataset.get('pin_memory'):
+            self.refuse(f'`{key}.prefetch_mode: cuda` copies from pinned memory only. Add `pin_memory: true`.')
+
+    def check_crop(self, key: str, dataset: Options) -> None:
+        size, scale = dataset.get('gt_size'), self.opt.get('scale')
+        if 'dataroot_lq' in dataset and size and scale and size % scale:
+            self.refuse(f'`{key}.gt_size` is {size}, which the scale {scale} does not divide. '
+                        f'Write {max(size // scale, 1) * scale}.')
+
+
+class _Rules:
+    """What the training options of our models must be to each other."""
+
+    def __init__(self, checker: _Checker) -> None:
+        self.opt, self.train = checker.opt, checker.opt['train']
+        self.losses, self.warnings, self.refuse = checker.losses, checker.warnings, checker.refuse
+        self.checker = checker
+        self.configured = [name for name in self.losses if self.train.get(f'{name}_opt') is not None]
+        # feature_kd_d is the discriminator's, it goes with its update and is named in no stage
+        self.generators = [name for name in self.configured if name != 'feature_kd_d']
+
+    def check(self) -> None:
+        for name in self.configured:
+            self.check_needs(name)
+        stages = self.train.get('stages') or []
+        for i, stage in enumerate(stages):
+            self.check_stage(f'train.stages[{i}]', stage)
+        self.check_sum(stages)
+        self.check_names(stages)
+        implicit = {'losses': self.generators, 'train_d': self._trains_d({'losses': self.configured})}
+        self.check_adversary([(f'train.stages[{i}]', stage) for i, stage in enumerate(stages)] or [('train', implicit)])
+        self.warn_of_unused(stages)
+
+    def check_needs(self, name: str) -> None:
+        for need in NEEDS.get(name, ()):
+            if not get(self.opt, need):
+                state = 'missing or 0' if need == 'train.ema_decay' else 'missing'
+                self.refuse(f'`train.{name}_opt` needs `{need}`, which is {state}. '
+                            f'Add it, or take `train.{name}_opt` out.')
+
+    def check_stage(self, key: str, stage: Options) -> None:
+        self.checker.table(key, stage, self.checker.extended('train.stages', STAGE), True)
+        for name in stage['losses']:
+            if name not in self.losses:
+                self.refuse(f'`{key}.losses` names `{name}`, which is no loss.{nearest_or_all(name, self.generators)}')
+            if name not in self.configured:
+                self.refuse(f'`{key}.losses` names `{name}`, which has no options. Add `train.{name}_opt`.')
+            if name not in self.generators:
+                self.refuse(f'`{key}.losses` names `{name}`, which is of the discriminator and goes with `train_d`. '
+                            'Take it out of the list.')
+        if len(set(stage['losses'])) < len(stage['losses']):
+            self.refuse(f'`{key}.losses` names a loss twice. Write each once, and factors under `weights`.')
+        for name, weight in (stage.get('weights') or {}).items():
+            if name not in stage['losses']:
+                self.refuse(f'`{key}.weights` names `{name}`, which is not on in this stage.'
+                            f'{nearest_or_all(name, stage["losses"])}')
+            require(f'{key}.weights.{name}', 'weight', weight)
+
+    def check_sum(self, stages: list[Options]) -> None:
+        total, given = sum(int(stage['iters']) for stage in stages), int(self.train['total_iter'])
+        if stages and total != given:
+            self.refuse(f'`train.stages` add up to {total} iterations, but `train.total_iter` is {given}. '
+                        f'Make them equal, for example `total_iter: {total}`.')
+
+    def check_names(self, stages: list[Options]) -> None:
+        names = [stage['name'] for stage in stages]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                self.refuse(f'`train.stages[{i}].name`: there is a stage `{name}` before. '
+                            'Give each stage a name of its own.')
+
+    def check_adversary(self, stages: list[tuple[str, Options]]) -> None:
+        for key, stage in stages:
+            self.check_adversarial_stage(key, stage)
+        trained = [key for key, stage in stages if self._trains_d(stage)]
+        if trained and not self.train.get('optim_d'):
+            self.refuse(f'`{trained[0]}` trains the discriminator, but `train.optim_d` is missing. '
+                        'Add it, for example with the values of `train.optim_g`.')
+        if self.train.get('optim_d') and not trained:
+            self.refuse('`train.optim_d` is there, but nothing trains the discriminator. '
+                        'Add `train.gan_opt` (and `train_d: true` to a stage), or take `train.optim_d` out.')
+
+    def check_adversarial_stage(self, key: str, stage: Options) -> None:
+        gan, train_d = 'gan' in stage['losses'], self._trains_d(stage)
+        what = f'`{key}` trains the discriminator' if train_d else f'`{key}` has the loss `gan`'
+        if not stage['losses'] and not train_d:
+            self.refuse(f'`{key}` trains nothing. Give it a loss (of those with options: '
+                        f'{", ".join(self.generators) or "none yet, such as pixel_opt"}), or `train_d: true`.')
+        if train_d and 'gan' not in self.configured:
+            self.refuse(f'{what}, but `train.gan_opt` is missing. Add it.')
+        if gan and stage.get('discriminator') == 'teacher':
+            if not get(self.opt, 'teacher.network_d'):
+                self.refuse(f'`{key}.discriminator: teacher` needs `teacher.network_d`, which is missing. '
+                            'Add it, or write `discriminator: student`.')
+            gan = False
+        if (gan or train_d) and not self.opt.get('network_d'):
+            self.refuse(f'{what}, but `network_d` is missing. '
+                        'Add it, for example `network_d: {type: UNetDiscriminatorSN, num_in_ch: 3, num_feat: 64}`.')
+
+    @staticmethod
+    def _trains_d(stage: Options) -> bool:
+        own = stage.get('discriminator', 'student') == 'student'
+        return bool(stage.get('train_d', own and bool({'gan', 'feature_kd_d'} & set(stage['losses']))))
+
+    def warn_of_unused(self, stages: list[Options]) -> None:
+        used = {name for stage in stages for name in stage['losses']} if stages else set(self.configured)
+        if any(self._trains_d(stage) for stage in stages):
+            used |= {'gan', 'feature_kd_d'}
+        asked = any(need.startswith('teacher') for name in self.configured for need in NEEDS.get(name, ()))
+        asked = asked or any(stage.get('discriminator') == 'teacher' for stage in stages)
+        metrics = get(self.opt, 'val.metrics') or {}
+        asked = asked or any(metric.get('reference') == 'teacher' for metric in metrics.values())
+        self.warnings += [f'`train.{name}_opt` is on in no stage.' for name in self.configured if name not in used]
+        if self.opt.get('teacher') and not asked:
+            self.warnings.append('`teacher` is there, but no loss or metric asks it: nothing is distilled.')
+
+
+def _ignore(message: str) -> None:
+    """For keys that only the class itself knows."""
+
+
+def _join(prefix: str, key: Any) -> str:
+    return f'{prefix}.{key}' if prefix else str(key)
+
+
+def _path_keys(labels: Iterable[str]) -> dict[str, str]:
+    return {f'{key}{label}': kind for label in labels for key, kind in PATH_OF_NETWORK.items()}
