@@ -180,10 +180,11 @@ def metric_text(mean: float, std: float | None = None) -> str:
     return f'{mean:.{digits}f}' + ('' if std is None else f' ± {std:.{digits}f}')
 
 
-def table_rows(groups: Sequence[Group], metrics: Sequence[str], bicubic: Mapping[str, Mapping[str, float]],
-               with_ms: bool) -> list[list[str]]:
+def table_rows(groups: Sequence[Group], report: Mapping[str, Any], with_ms: bool) -> list[list[str]]:
     """Header and rows of the table; milliseconds belong to this machine and moment and are not written to files."""
-    rows = [['network', 'params', 'MACs', 'time', *(['ms/image'] if with_ms else []), *metrics, 'seeds']]
+    metrics, bicubic, (height, width) = list(report['metrics']), report['bicubic'], report['size']
+    rows = [['network', 'params', f'MACs at {height}x{width}', 'time', *(['ms/image'] if with_ms else []), *metrics,
+             'seeds']]
     if bicubic:
         means = bicubic_means(bicubic)
         scores = [metric_text(means[metric]) if metric in means else '-' for metric in metrics]
@@ -211,12 +212,12 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 def notes(report: Mapping[str, Any]) -> str:
     """What the numbers mean, below the table."""
     height, width = report['size']
-    definitions = '; '.join(f'{name}: ' + ', '.join(f'{key} {value}' for key, value in option.items())
+    definitions = '; '.join(f'{name}: {option["type"]}' + ''.join(f', {key} {value}' for key, value in option.items()
+                                                                  if key != 'type')
                             for name, option in report['metrics'].items())
     text = (f'Means over the {report["images"]} images of {report["dataset"]}, ± the standard deviation over the seeds '
-            f'where there are several. {definitions}. MACs and time: one LR image of {height}x{width}. Time: '
-            f'{report["reference"]} = 1, measured side by side, median of interleaved rounds on the '
-            f'{report["device"]}.')
+            f'where there are several ({definitions}). Time for one LR image of {height}x{width}, '
+            f'{report["reference"]} = 1: measured side by side, median of interleaved rounds, on {report["device"]}.')
     return '\n\n'.join([text, *map(versus_text, report['versus'])])
 
 
@@ -282,7 +283,7 @@ def compare(root: Path, entries: Sequence[str], out: Path, dataset: str | None =
     scores = score_bicubic(pictures, groups[0].runs[0]) if bicubic else {}
     measure_networks(groups, size, reference)
     report = {'dataset': dataset, 'images': len(groups[0].runs[0].images), 'metrics': metrics, 'size': list(size),
-              'reference': reference, 'device': 'GPU' if torch.cuda.is_available() else 'CPU', 'versus': against,
+              'reference': reference, 'device': _device_text(), 'versus': against,
               'bicubic': scores, 'networks': [group_report(group, list(metrics)) for group in groups],
               'crops': choose_crops(groups, pictures, crops)}
     _write(out, groups, report, pictures, curve)
@@ -292,16 +293,16 @@ def compare(root: Path, entries: Sequence[str], out: Path, dataset: str | None =
 def _write(out: Path, groups: list[Group], report: dict[str, Any], pictures: Pictures,
            curve: tuple[str, str] | None) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    metrics, scores = list(report['metrics']), report['bicubic']
-    print(markdown(table_rows(groups, metrics, scores, with_ms=True)) + '\n\n' + notes(report))
+    print(markdown(table_rows(groups, report, with_ms=True)) + '\n\n' + notes(report))
     written = ['table.md', 'table.csv', 'comparison.json']
-    (out / 'table.md').write_text(markdown(table_rows(groups, metrics, scores, with_ms=False)) + '\n\n'
-                                  + notes(report) + '\n', encoding='utf-8')
+    (out / 'table.md').write_text(markdown(table_rows(groups, report, with_ms=False)) + '\n\n' + notes(report) + '\n',
+                                  encoding='utf-8')
     write_csv(out / 'table.csv', report)
     (out / 'comparison.json').write_text(json.dumps(report, indent=1) + '\n')
+    metric, scores = next(iter(report['metrics'])), report['bicubic']
     if report['crops']:
-        draw_crops([crop_row(crop, groups, pictures, metrics[0], scores) for crop in report['crops']],
-                   f'Where the outputs differ most; {metrics[0]} of the whole image', out / 'comparison.png')
+        draw_crops([crop_row(crop, groups, pictures, metric, scores) for crop in report['crops']],
+                   f'Where the outputs differ most; {metric} of the whole image', out / 'comparison.png')
         written.append('comparison.png')
     else:
         print('No comparison.png: the tests saved no images. Set val.save_img: true in the test files.')
@@ -311,6 +312,10 @@ def _write(out: Path, groups: list[Group], report: dict[str, Any], pictures: Pic
                     out / 'curve.png')
         written.append('curve.png')
     print(f'\nWritten to {out}: {", ".join(written)}')
+
+
+def _device_text() -> str:
+    return 'the GPU' if torch.cuda.is_available() else f'the CPU, {torch.get_num_threads()} threads'
 
 
 def _size(text: str) -> tuple[int, int]:
