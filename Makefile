@@ -6,10 +6,11 @@ PYTHON ?= python3
 TORCH ?= torch torchvision
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -q
-# The marks of finished steps; a changed TORCH or pyproject.toml runs them again, an unchanged one costs nothing.
+# The marks of finished steps: a changed TORCH or pyproject.toml runs them again, an unchanged one costs nothing.
 MARK := $(VENV)/.installed
+TORCH_MARK := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d' ' -f1)
 
-.PHONY: demo test install lint clean-demo
+.PHONY: demo test install
 
 demo: install
 	$(VENV)/bin/python -m kd_cli.demo
@@ -26,9 +27,12 @@ $(VENV)/bin/python:
 	  { echo 'Python 3.10 or newer with venv is needed. On Debian or Ubuntu: apt-get install python3-venv' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(MARK): pyproject.toml $(VENV)/bin/python
+$(TORCH_MARK): | $(VENV)/bin/python
 	$(PIP) install -U pip setuptools wheel
 	$(PIP) install $(TORCH)
+	@rm -f $(VENV)/.torch-* && touch $@
+
+$(MARK): pyproject.toml $(TORCH_MARK)
 	@# without --no-build-isolation basicsr's setup downloads torch a second time
 	$(PIP) install --no-build-isolation basicsr
 	$(PIP) install --no-build-isolation -e .

@@ -14,9 +14,11 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from logging.handlers import MemoryHandler
 from os import path as osp
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +40,7 @@ from basicsr.utils import (
     mkdir_and_rename,
 )
 from basicsr.utils.dist_util import get_dist_info, master_only
-from basicsr.utils.options import copy_opt_file, dict2str
+from basicsr.utils.options import dict2str
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -65,23 +67,26 @@ def train_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
         return
     _start_processes(opt, args)
     torch.backends.cudnn.benchmark = True
-    resume_state = load_resume_state(opt)
-    if resume_state is None:
-        make_exp_dirs(opt)
-        if opt['logger'].get('use_tb_logger') and 'debug' not in opt['name'] and opt['rank'] == 0:
-            mkdir_and_rename(osp.join(opt['root_path'], 'tb_logger', opt['name']))
-    logger = _start_logging(opt, args, opt['path']['experiments_root'], 'train')
-    tb_logger = init_tb_loggers(opt)
-    train_loader, sampler, val_loaders = create_loaders(opt)
-    model = build_model(opt)
-    current_iter = 0
-    if resume_state:
-        model.resume_training(resume_state)
-        current_iter = resume_state['iter']
-        logger.info(f"Resuming training from epoch: {resume_state['epoch']}, iter: {current_iter}.")
-    _train(opt, model, train_loader, sampler, val_loaders, current_iter, tb_logger)
-    if tb_logger:
-        tb_logger.close()
+    with _logging(opt, args) as open_log_file:
+        logger = get_root_logger()
+        resume_state = load_resume_state(opt)
+        train_loader, sampler, val_loaders = create_loaders(opt)
+        model = build_model(opt)
+        current_iter = 0
+        if resume_state:
+            model.resume_training(resume_state)
+            current_iter = resume_state['iter']
+            logger.info(f"Resuming training from epoch: {resume_state['epoch']}, iter: {current_iter}.")
+        else:  # nothing is created, and no older run archived, before all that could be refused is built
+            make_exp_dirs(opt)
+            if opt['logger'].get('use_tb_logger') and 'debug' not in opt['name'] and opt['rank'] == 0:
+                mkdir_and_rename(osp.join(opt['root_path'], 'tb_logger', opt['name']))
+        _write_options(opt, args, opt['path']['experiments_root'])
+        open_log_file('train')
+        tb_logger = init_tb_loggers(opt)
+        _train(opt, model, train_loader, sampler, val_loaders, current_iter, tb_logger)
+        if tb_logger:
+            tb_logger.close()
     _stop_processes()
 
 
@@ -138,23 +143,25 @@ def test_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
         return
     _start_processes(opt, args)
     torch.backends.cudnn.benchmark = True
-    make_exp_dirs(opt)
-    logger = _start_logging(opt, args, opt['path']['results_root'], 'test')
-    loaders = {}
-    for _, dataset_opt in sorted(opt['datasets'].items()):
-        dataset = build_dataset(dataset_opt)
-        loaders[dataset_opt['name']] = _loader(dataset, dataset_opt, opt)
-        logger.info(f"Number of test images in {dataset_opt['name']}: {len(dataset)}")
-    model = build_model(opt)
-    for name, loader in loaders.items():
-        logger.info(f'Testing {name}...')
-        model.validation(loader, current_iter=opt['name'], tb_logger=None, save_img=opt['val']['save_img'])
+    with _logging(opt, args) as open_log_file:
+        logger, loaders = get_root_logger(), []
+        for _, dataset_opt in sorted(opt['datasets'].items()):
+            loaders.append(_loader(build_dataset(dataset_opt), dataset_opt, opt))
+            logger.info(f"Number of test images in {dataset_opt['name']}: {len(loaders[-1])}")
+        model = build_model(opt)
+        make_exp_dirs(opt)
+        _write_options(opt, args, opt['path']['results_root'])
+        open_log_file('test')
+        for loader in loaders:
+            logger.info(f"Testing {loader.dataset.opt['name']}...")  # type: ignore[attr-defined]
+            model.validation(loader, current_iter=opt['name'], tb_logger=None, save_img=opt['val']['save_img'])
     _stop_processes()
 
 
 def _read_options(argv: Sequence[str] | None, root_path: str, is_train: bool) -> tuple[dict[str, Any], Any]:
     """The options, checked as far as is possible without building anything."""
     opt, args = parse_options(sys.argv[1:] if argv is None else list(argv), root_path, is_train)
+    args.text = Path(args.opt).read_text()  # the file may stand in a folder that is about to be archived
     args.messages += check_options(opt, DistillationModel.losses)
     check_files(opt)
     return opt, args
@@ -177,10 +184,10 @@ def _start_processes(opt: dict[str, Any], args: Any) -> None:
     """Joins the other processes of torchrun or slurm, over nccl, or gloo without a GPU, and seeds this one."""
     opt['dist'] = args.launcher != 'none'
     if opt['dist']:
-        _init_process_group(args.launcher)
+        _init_process_group(args.launcher, use_gpu=opt['num_gpu'] != 0)
     opt['rank'], opt['world_size'] = get_dist_info()
-    if opt['datasets'].get('train', {}).get('prefetch_mode') == 'cuda' and not torch.cuda.is_available():
-        args.messages.append('datasets.train.prefetch_mode is cuda, but there is no GPU: batches are loaded plainly.')
+    if opt['datasets'].get('train', {}).get('prefetch_mode') == 'cuda' and opt['num_gpu'] == 0:
+        args.messages.append('datasets.train.prefetch_mode is cuda, but no GPU is used: batches are loaded plainly.')
     if opt['num_gpu'] > 1 and not opt['dist']:
         args.messages.append(f'num_gpu is {opt["num_gpu"]}, but one process uses one device. '
                              f'For more: torchrun --nproc_per_node={opt["num_gpu"]} train.py ... --launcher pytorch')
@@ -190,7 +197,7 @@ def _start_processes(opt: dict[str, Any], args: Any) -> None:
     seed_everything(opt['manual_seed'], opt['rank'])
 
 
-def _init_process_group(launcher: str) -> None:
+def _init_process_group(launcher: str, use_gpu: bool) -> None:
     if launcher == 'slurm':
         from basicsr.utils.dist_util import init_dist
         init_dist('slurm')
@@ -198,9 +205,9 @@ def _init_process_group(launcher: str) -> None:
     if 'RANK' not in os.environ:
         raise OptionError('--launcher pytorch needs the variables that torchrun sets. '
                           'Start it so: torchrun --nproc_per_node=2 train.py -opt X.yml --launcher pytorch')
-    if torch.cuda.is_available():
+    if use_gpu:
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
-    torch.distributed.init_process_group('nccl' if torch.cuda.is_available() else 'gloo')
+    torch.distributed.init_process_group('nccl' if use_gpu else 'gloo')
 
 
 def _shared_seed(distributed: bool) -> int:
@@ -215,21 +222,44 @@ def _stop_processes() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _start_logging(opt: dict[str, Any], args: Any, folder: str, task: str) -> logging.Logger:
-    """BasicSR's logger and copy of the YAML file; `options.yml` beside it holds the options as run."""
-    _write_options(opt, args, folder)
-    log_file = osp.join(opt['path']['log'], f"{task}_{opt['name']}_{get_time_str()}.log")
-    logger = get_root_logger(logger_name='basicsr', log_level=logging.INFO, log_file=log_file)
-    logger.info(get_env_info())
-    logger.info(dict2str(opt))
-    for message in args.messages:
-        logger.warning(message)
-    return logger
+@contextmanager
+def _logging(opt: dict[str, Any], args: Any) -> Iterator[Callable[[str], None]]:
+    """BasicSR's logger; what it is told before the run has a folder waits for the log file.
+
+    Yields:
+        A function that opens the log file, given `train` or `test`.
+    """
+    logger = get_root_logger()
+    waiting = MemoryHandler(capacity=10**9, flushLevel=logging.CRITICAL + 1)
+
+    @master_only
+    def open_log_file(task: str) -> None:
+        file = logging.FileHandler(osp.join(opt['path']['log'], f"{task}_{opt['name']}_{get_time_str()}.log"), 'w')
+        file.setFormatter(logging.Formatter('%(asctime)s %(levelname)s: %(message)s'))
+        waiting.setTarget(file)
+        waiting.flushLevel = logging.NOTSET  # from now on nothing waits
+        waiting.flush()
+
+    logger.addHandler(waiting)
+    if opt['rank'] == 0:
+        logger.setLevel(logging.INFO)
+    try:
+        logger.info(get_env_info())
+        logger.info(dict2str(opt))
+        for message in args.messages:
+            logger.warning(message)
+        yield open_log_file
+    finally:
+        logger.removeHandler(waiting)
+        if waiting.target:
+            waiting.target.close()
 
 
 @master_only
 def _write_options(opt: dict[str, Any], args: Any, folder: str) -> None:
-    copy_opt_file(args.opt, folder)
+    """BasicSR's copy of the YAML file with the command on top, and `options.yml` with the options as run."""
+    with open(osp.join(folder, osp.basename(args.opt)), 'w') as file:
+        file.write(f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {" ".join(sys.argv)}\n\n{args.text}')
     with open(osp.join(folder, 'options.yml'), 'w') as file:
         yaml.safe_dump(opt, file, sort_keys=False)
 
@@ -250,6 +280,8 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
         return None
     state = checkpoint.load(path)
     check_resume(opt, state['iter'])
+    for key in [key for key in opt if key.startswith('network_') and opt[key] is None]:
+        del opt['path'][f'pretrain_{key}']  # check_resume does not see that there is no such network
     return state
 
 
@@ -290,7 +322,7 @@ def _batches(opt: dict[str, Any], loader: DataLoader, sampler: DrawSampler, done
     """(epoch, batch) of iterations `done` + 1 to `total`: where an epoch is left is where it is resumed."""
     epoch, batches_done = divmod(done, len(loader))
     sampler.resume(epoch, batches_done * loader.batch_size)  # type: ignore[operator]
-    use_cuda = opt['datasets']['train'].get('prefetch_mode') == 'cuda' and torch.cuda.is_available()
+    use_cuda = opt['datasets']['train'].get('prefetch_mode') == 'cuda' and opt['num_gpu'] != 0
     while done < total:
         sampler.set_epoch(epoch)
         for data in _cuda_batches(loader, opt) if use_cuda else loader:

@@ -232,9 +232,10 @@ class DistillationModel(ValidatedModel):
             get_root_logger().info(f'Stage {self.stages.index(stage) + 1} of {len(self.stages)}: {stage}')
 
     def _updates_generator(self, iteration: int) -> bool:
+        """BasicSR's net_d_iters and net_d_init_iters hold while the discriminator is trained."""
         assert self.stage is not None
-        in_turn = self.net_d is None or (iteration % self.net_d_iters == 0 and iteration > self.net_d_init_iters)
-        return bool(self.stage.losses) and in_turn
+        in_turn = iteration % self.net_d_iters == 0 and iteration > self.net_d_init_iters
+        return bool(self.stage.losses) and (in_turn or not self._updates_discriminator())
 
     def _simultaneous(self, step: Step, iteration: int) -> None:
         """As BasicSR's SRGANModel: both updates see the student's output from before the generator's."""

@@ -1,7 +1,6 @@
 """Which losses and optimizers are on at which iteration: a pure function of it, so nothing of it is saved."""
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,9 +50,9 @@ class Stages(list[Stage]):
         total = int(train_opt['total_iter'])
         options = train_opt.get('stages') or [{'name': 'train', 'iters': total, 'losses': configured}]
         super().__init__()
-        start, distills_d = 1, _rule_for_feature_kd_d(options, configured)
+        start = 1
         for option in options:
-            self.append(_stage(option, start, distills_d))
+            self.append(_stage(option, start, configured))
             start = self[-1].end + 1
 
     def at(self, iteration: int) -> Stage:
@@ -61,17 +60,11 @@ class Stages(list[Stage]):
         return next((stage for stage in self if iteration <= stage.end), self[-1])
 
 
-def _rule_for_feature_kd_d(options: list[dict[str, Any]], configured: list[str]) -> Callable[[list[str]], bool]:
-    """The stages that name it; where none does, those that distil the generator's features, or all."""
-    if any('feature_kd_d' in option.get('losses', ()) for option in options):
-        return lambda losses: 'feature_kd_d' in losses
-    return lambda losses: 'feature_kd' in losses or 'feature_kd' not in configured
-
-
-def _stage(option: dict[str, Any], start: int, distills_d: Callable[[list[str]], bool]) -> Stage:
+def _stage(option: dict[str, Any], start: int, configured: list[str]) -> Stage:
     option = dict(option)
-    iters, losses = int(option.pop('iters')), list(option.pop('losses', ()))
+    iters, losses = int(option.pop('iters')), tuple(option.pop('losses', ()))
     own_discriminator = option.get('discriminator', 'student') == 'student'
-    option.setdefault('train_d', own_discriminator and bool({'gan', 'feature_kd_d'} & set(losses)))
-    return Stage(start=start, end=start + iters - 1, losses=tuple(name for name in losses if name != 'feature_kd_d'),
-                 distill_d=distills_d(losses), **option)
+    option.setdefault('train_d', 'gan' in losses and own_discriminator)
+    # the discriminator is distilled where the generator's features are, or wherever it is trained if they never are
+    distill_d = 'feature_kd' in losses or 'feature_kd' not in configured
+    return Stage(start=start, end=start + iters - 1, losses=losses, distill_d=distill_d, **option)

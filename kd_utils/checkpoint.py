@@ -1,6 +1,7 @@
 """Checkpoint files: written whole or not at all, read without running code."""
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import zipfile
@@ -74,7 +75,7 @@ def network_state(path: str | os.PathLike, key: str | None = 'params') -> dict[s
 
     Args:
         path: A file of BasicSR's form `{'params': ..., 'params_ema': ...}`, or a bare state dict.
-        key: Which of them; `params` where it is absent, the whole file where it is None or bare.
+        key: Which of them; `params` where `params_ema` is absent, the whole file where it is None or bare.
 
     Raises:
         CheckpointError: The file is unreadable or has no such key.
@@ -84,7 +85,7 @@ def network_state(path: str | os.PathLike, key: str | None = 'params') -> dict[s
         raise CheckpointError(f'{path} holds a {type(content).__name__}, not weights. Name a file of network weights.')
     bare = bool(content) and all(torch.is_tensor(value) for value in content.values())
     if key is not None and not bare:
-        if key not in content and 'params' not in content:
+        if key not in content and (key != 'params_ema' or 'params' not in content):
             raise CheckpointError(f'{path} has no `{key}`, only: {", ".join(map(str, content))}. '
                                   'Set its `param_key` to one of these.')
         content = content.get(key, content.get('params'))
@@ -97,22 +98,28 @@ def load_network(net: nn.Module, path: str | os.PathLike, strict: bool = True, k
     Args:
         net: The network.
         path: The checkpoint.
-        strict: Whether every name must match. Shapes must match in any case.
+        strict: Whether every name and shape must match; otherwise what does not is left as it was, as in BasicSR.
         key: See `network_state`.
 
     Raises:
         CheckpointError: Names or shapes differ; the text shows the first differences of each kind.
     """
     loaded, own = network_state(path, key), net.state_dict()
+    if not strict:
+        loaded = {name: value for name, value in loaded.items() if name in own and own[name].shape == value.shape}
+        logging.getLogger('basicsr').warning(f'{path}: {len(loaded)} of {len(own)} tensors of {type(net).__name__} '
+                                             'have a match and are loaded.')
+        net.load_state_dict(loaded, strict=False)
+        return
     differences = []
     wrong = [f'{name} is {tuple(loaded[name].shape)} in the file, {tuple(own[name].shape)} in the network'
              for name in own if name in loaded and loaded[name].shape != own[name].shape]
-    missing = [name for name in own if name not in loaded] if strict else []
-    unknown = [name for name in loaded if name not in own] if strict else []
+    missing = [name for name in own if name not in loaded]
+    unknown = [name for name in loaded if name not in own]
     for label, names in (('shapes differ', wrong), ('not in the file', missing), ('only in the file', unknown)):
         if names:
             differences.append(f'{label} ({len(names)}): {", ".join(names[:3])}{" ..." if len(names) > 3 else ""}')
     if differences:
         raise CheckpointError(f'{path} does not fit {type(net).__name__}: {"; ".join(differences)}. '
                               'Change the network section to what the file was trained with, or name another file.')
-    net.load_state_dict(loaded, strict=strict)
+    net.load_state_dict(loaded)

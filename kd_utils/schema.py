@@ -585,6 +585,8 @@ class _Checker:
         function = self.lookup(f'{key}.type', 'metric', metric.get('type'), registered(METRIC_REGISTRY))
         table = {**_arguments(function, skip=('img', 'img2')), **METRIC}
         self.constructor(key, metric, table, _swallows_keys(function), self.refuse)
+        if metric.get('reference') == 'teacher' and not self.opt.get('teacher'):
+            self.refuse(f'`{key}.reference: teacher` needs `teacher`, which is missing. Add it, or write `gt`.')
 
     # ---- datasets
 
@@ -600,6 +602,11 @@ class _Checker:
             self.check_dataset(f'datasets.{name}', dataset, phase == 'train')
         if allowed[0] not in datasets and self.training:
             self.refuse('`datasets.train` is missing. Write the data set to train on there.')
+        names = [dataset.get('name') for phase, dataset in datasets.items() if phase != 'train']
+        for name in names:
+            if names.count(name) > 1:
+                self.refuse(f'`datasets` has two sets with `name: {name}`, whose results would overwrite each other. '
+                            'Give each a name of its own.')
         if not datasets:
             self.refuse('`datasets` is empty. Write the data sets to test on there: `test_1`, `test_2` and so on.')
 
@@ -614,6 +621,9 @@ class _Checker:
         if 'io_backend' in dataset:
             self.table(f'{key}.io_backend', dataset['io_backend'], IO_BACKEND, training, unknown)
         if name == 'RealESRGANDataset':
+            if self.ours and not getattr(self.model, 'degrades', False):
+                self.refuse(f'`{key}.type`: RealESRGANDataset gives no LR images, and '
+                            f'{self.opt["model_type"]} makes none. Use PairedImageDataset with prepared LR images.')
             self.check_degradation(key, dataset)
         if training:
             self.check_prefetch(key, dataset)

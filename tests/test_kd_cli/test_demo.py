@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -31,11 +32,25 @@ def test_a_command_is_followed_and_its_folder_marked(here, capsys):
     Path('train.py').write_text(f"""
 import os
 os.makedirs('experiments/some')
+open('experiments/some/options.yml', 'w')
 open('experiments/some/validation.jsonl', 'w').write('''{line}\\n''')
 """)
     demo.Jobs().run('some', ['train.py'])
     assert 'some: iteration 5, psnr 31.25' in capsys.readouterr().out
     assert (here / 'experiments' / 'some' / demo.MARK).exists()
+
+
+def test_the_users_own_folder_is_not_taken_for_the_demos(here, capsys):
+    demo.clean()
+    folder = here / 'experiments' / 'some'
+    folder.mkdir()
+    for name in ('options.yml', 'validation.jsonl'):
+        (folder / name).write_text('{}\n')
+        os.utime(folder / name, (0, 0))
+    Path('train.py').write_text('')
+    demo.Jobs().run('some', ['train.py'])
+    assert 'iteration' not in capsys.readouterr().out
+    assert not (folder / demo.MARK).exists()
 
 
 def test_a_failure_shows_the_end_of_the_log(here):

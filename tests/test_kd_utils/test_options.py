@@ -31,6 +31,7 @@ LOSSES = {'pixel': 'L1Loss', 'ldl': 'L1Loss', 'perceptual': 'PerceptualLoss', 'g
 class TestOurModel:
     __test__ = False
     losses = LOSSES
+    degrades = True
     option_keys = {'train.queue': 'size', 'teacher.cache': 'path', 'sampler_steps': 'size', 'train.stages.grow': 'bool'}
 
 
@@ -930,7 +931,7 @@ def test_a_loss_without_options_is_on_with_its_defaults():
 
 def test_an_idle_teacher_is_a_warning():
     opt = {**adversarial_files(), 'teacher': distillation()['teacher']}
-    assert check_options(opt, LOSSES) == ['`teacher` is there, but no loss asks it: nothing is distilled.']
+    assert check_options(opt, LOSSES) == ['`teacher` is there, but no loss or metric asks it: nothing is distilled.']
 
 
 def test_in_a_test_only_test_sets_count(write):
@@ -1172,3 +1173,9 @@ def test_a_foreign_datasets_roots_must_exist(files):
     files['datasets']['val'] = {'type': 'TestForeignDataset', 'dataroot_gt': 'gt/a.png', 'dataroots': ['nowhere']}
     check_files(files)
     assert 'there is no `nowhere`' in file_refusal(change(files, 'datasets.val.dataroot_gt', 'nowhere'))
+
+
+def test_real_esrgan_data_needs_a_model_that_degrades(monkeypatch):
+    monkeypatch.setattr(TestOurModel, 'degrades', False)
+    with pytest.raises(OptionError, match='RealESRGANDataset gives no LR images, and TestOurModel makes none'):
+        test_real_esrgan_is_accepted(None, 'TestOurModel')
