@@ -33,50 +33,66 @@ from kd_utils.options import OptionError
 BICUBIC = 'bicubic'
 CROP = 48  # side of a crop in the picture, in HR pixels
 BOOTSTRAP_DRAWS, BOOTSTRAP_SEED = 10000, 0
-TIMING_ROUNDS, TIMING_SECONDS = 15, 60.
+TIMING_ROUNDS, TIMING_SECONDS = 25, 60.
 
 
 # ------------------------------------------------------------------------------------------------------------ measuring
 
 
 def measure_networks(groups: Sequence[Group], size: tuple[int, int], reference: str) -> None:
-    """Fills in parameters, multiply-adds and time, for one LR image of `size` (H, W)."""
+    """Fills in parameters, multiply-adds and time, for one LR image of `size` (H, W); equal networks are timed once."""
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    calls = []
-    for group in groups:
+    keys = [json.dumps(group.network, sort_keys=True) for group in groups]
+    calls: dict[str, tuple[Any, torch.nn.Module, torch.Tensor]] = {}
+    for key, group in zip(keys, groups, strict=True):
         adapter, net = build_adapter(group.network), build_network(dict(group.network)).eval()
         shape = (1, group.network.get('num_in_ch', group.network.get('in_chans', 3)), *size)
         measured = probe(net, shape, call=adapter, owner=group.label)
         group.params, group.macs = measured.params, measured.macs
-        calls.append((adapter, net.to(device), torch.rand(shape, device=device)))
-    seconds = np.median(rounds := time_side_by_side(calls), axis=0)
-    at = [group.label for group in groups].index(reference)
-    ratios = np.median(rounds / rounds[:, at:at + 1], axis=0)
-    for group, second, ratio in zip(groups, seconds, ratios, strict=True):
-        group.ms, group.time_ratio = 1000 * float(second), float(ratio)
+        calls.setdefault(key, (adapter, net.to(device), torch.rand(shape, device=device)))
+    rounds = time_side_by_side(list(calls.values()))
+    at = list(calls).index(keys[[group.label for group in groups].index(reference)])
+    seconds, ratios = np.median(rounds, axis=0), np.median(rounds / rounds[:, at:at + 1], axis=0)
+    for key, group in zip(keys, groups, strict=True):
+        column = list(calls).index(key)
+        group.ms, group.time_ratio = 1000 * float(seconds[column]), float(ratios[column])
 
 
 @torch.no_grad()
 def time_side_by_side(calls: Sequence[tuple[Any, torch.nn.Module, torch.Tensor]]) -> np.ndarray:
     """Seconds of each network in each round, (rounds, networks).
 
-    In a round every network runs once, and each round starts with another one, so that whatever else the machine does
-    meets all of them alike. Two rounds warm up; slow networks get fewer rounds, at least three.
+    In a round every network runs once, in an order drawn anew, so that whatever else the machine does meets all of them
+    alike; it runs once more just before, untimed, so that none pays for the one that ran before it. Slow networks get
+    fewer rounds, at least three. On a CPU one thread is used: several wait for each other at every layer, which on a
+    busy machine measures the waiting.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _time_rounds(calls)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _time_rounds(calls: Sequence[tuple[Any, torch.nn.Module, torch.Tensor]]) -> np.ndarray:
+    rng, end = np.random.default_rng(0), time.perf_counter() + TIMING_SECONDS
     rounds: list[list[float]] = []
-    end = time.perf_counter() + TIMING_SECONDS
-    while len(rounds) < TIMING_ROUNDS + 2 and (len(rounds) < 5 or time.perf_counter() < end):
+    while len(rounds) < TIMING_ROUNDS and (len(rounds) < 3 or time.perf_counter() < end):
         seconds = [0.] * len(calls)
-        for i in range(len(calls)):
-            at = (i + len(rounds)) % len(calls)
-            adapter, net, image = calls[at]
-            start = time.perf_counter()
-            adapter(net, image)
-            if image.is_cuda:
-                torch.cuda.synchronize()
-            seconds[at] = time.perf_counter() - start
+        for at in rng.permutation(len(calls)):
+            _seconds(*calls[at])
+            seconds[at] = _seconds(*calls[at])
         rounds.append(seconds)
-    return np.array(rounds[2:])
+    return np.array(rounds)
+
+
+def _seconds(adapter: Any, net: torch.nn.Module, image: torch.Tensor) -> float:
+    start = time.perf_counter()
+    adapter(net, image)
+    if image.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def bootstrap_interval(differences: np.ndarray) -> tuple[float, float]:
@@ -191,7 +207,7 @@ def table_rows(groups: Sequence[Group], report: Mapping[str, Any], with_ms: bool
         rows.append([BICUBIC, '-', '-', '-', *(['-'] if with_ms else []), *scores, '-'])
     for group in groups:
         scores = [metric_text(group.mean(metric), group.std(metric)) for metric in metrics]
-        rows.append([group.label, count_text(group.params), count_text(group.macs), f'{group.time_ratio:.3f}',
+        rows.append([group.label, count_text(group.params), count_text(group.macs), f'{group.time_ratio:.2f}',
                      *([f'{group.ms:.1f}'] if with_ms else []), *scores, str(len(group.runs))])
     return rows
 
@@ -308,14 +324,14 @@ def _write(out: Path, groups: list[Group], report: dict[str, Any], pictures: Pic
         print('No comparison.png: the tests saved no images. Set val.save_img: true in the test files.')
     if curve:
         line = bicubic_means(scores).get(curve[1]) if curve[0] == report['dataset'] else None
-        draw_curves({group.label: group_curve(group) for group in groups if group.runs[0].curve}, *curve, line,
-                    out / 'curve.png')
+        draw_curves({group.label: group_curve(group) for group in groups if all(run.curve for run in group.runs)},
+                    *curve, line, out / 'curve.png')
         written.append('curve.png')
     print(f'\nWritten to {out}: {", ".join(written)}')
 
 
 def _device_text() -> str:
-    return 'the GPU' if torch.cuda.is_available() else f'the CPU, {torch.get_num_threads()} threads'
+    return 'the GPU' if torch.cuda.is_available() else 'one CPU thread'
 
 
 def _size(text: str) -> tuple[int, int]:

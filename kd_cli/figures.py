@@ -52,9 +52,19 @@ def draw_crops(rows: Sequence[Sequence[tuple[str, np.ndarray]]], title: str, pat
     plt.close(figure)
 
 
+def _settled_range(curves: Sequence[np.ndarray], bicubic: float | None) -> tuple[float, float]:
+    """The range that shows the differences: of all values after the first third of each curve, with a margin."""
+    shown = np.concatenate([values[:, values.shape[1] // 3:].ravel() for values in curves]
+                           + ([[bicubic]] if bicubic is not None else []))
+    margin = 0.08 * float(np.ptp(shown)) or 0.5
+    return float(shown.min()) - margin, float(shown.max()) + margin
+
+
 def draw_curves(curves: Mapping[str, tuple[Sequence[int], np.ndarray]], dataset: str, metric: str,
                 bicubic: float | None, path: Path) -> None:
     """Writes the validation metric against the iteration: mean over the seeds and the range from lowest to highest.
+
+    The first iterations may lie outside of the picture.
 
     Args:
         curves: Label -> iterations and values, (seeds, iterations).
@@ -72,6 +82,7 @@ def draw_curves(curves: Mapping[str, tuple[Sequence[int], np.ndarray]], dataset:
             axis.fill_between(iterations, low, high, color=line.get_color(), alpha=.2, linewidth=0)
     if bicubic is not None:
         axis.axhline(bicubic, color='grey', linestyle='--', label='bicubic')
+    axis.set_ylim(*_settled_range([values for _, values in curves.values()], bicubic))
     axis.set(xlabel='iteration', ylabel=metric, title=f'{metric} on {dataset} while training')
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=.3)
