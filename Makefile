@@ -23,8 +23,9 @@ test: $(MARK)-dev
 install: $(MARK)
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo 'Python 3.10 or newer with venv is needed. On Debian or Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
+	  { echo 'Python 3.10, 3.11 or 3.12 with venv is needed (basicsr cannot be built on 3.13). On Debian or Ubuntu:' \
+	    'apt-get install python3-venv; another interpreter: make PYTHON=python3.12 ...' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(TORCH_MARK): | $(VENV)/bin/python

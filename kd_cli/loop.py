@@ -81,6 +81,9 @@ def train_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
             make_exp_dirs(opt)
             if opt['logger'].get('use_tb_logger') and 'debug' not in opt['name'] and opt['rank'] == 0:
                 mkdir_and_rename(osp.join(opt['root_path'], 'tb_logger', opt['name']))
+        os.makedirs(opt['path']['experiments_root'], exist_ok=True)  # of a run that continues another one's state
+        for folder in ('models', 'training_states', 'visualization'):
+            os.makedirs(opt['path'][folder], exist_ok=True)
         _write_options(opt, args, opt['path']['experiments_root'])
         open_log_file('train')
         tb_logger = init_tb_loggers(opt)
@@ -161,7 +164,7 @@ def test_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
 def _read_options(argv: Sequence[str] | None, root_path: str, is_train: bool) -> tuple[dict[str, Any], Any]:
     """The options, checked as far as is possible without building anything."""
     opt, args = parse_options(sys.argv[1:] if argv is None else list(argv), root_path, is_train)
-    args.text = Path(args.opt).read_text()  # the file may stand in a folder that is about to be archived
+    args.text = Path(args.opt).read_text(encoding='utf-8')  # its folder may be archived soon
     args.messages += check_options(opt, DistillationModel.losses)
     check_files(opt)
     return opt, args
@@ -258,7 +261,7 @@ def _logging(opt: dict[str, Any], args: Any) -> Iterator[Callable[[str], None]]:
 @master_only
 def _write_options(opt: dict[str, Any], args: Any, folder: str) -> None:
     """BasicSR's copy of the YAML file with the command on top, and `options.yml` with the options as run."""
-    with open(osp.join(folder, osp.basename(args.opt)), 'w') as file:
+    with open(osp.join(folder, osp.basename(args.opt)), 'w', encoding='utf-8') as file:
         file.write(f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {" ".join(sys.argv)}\n\n{args.text}')
     with open(osp.join(folder, 'options.yml'), 'w') as file:
         yaml.safe_dump(opt, file, sort_keys=False)
@@ -279,9 +282,16 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     if path is None:
         return None
     state = checkpoint.load(path)
+    if not isinstance(state, dict) or not {'iter', 'epoch', 'optimizers', 'schedulers'} <= set(state):
+        raise OptionError(f'{path} is no training state. Name a file of the folder training_states.')
     check_resume(opt, state['iter'])
     for key in [key for key in opt if key.startswith('network_') and opt[key] is None]:
         del opt['path'][f'pretrain_{key}']  # check_resume does not see that there is no such network
+    for key in [key for key in opt if key.startswith('network_') and opt[key] is not None]:
+        file = opt['path'].get(f'pretrain_{key}')
+        if file and not osp.exists(file):
+            raise OptionError(f'Resuming from {path} needs {file}, which is missing. If `{key}` is new, start a new '
+                              'run from the old weights, by path.pretrain_network_g.')
     return state
 
 

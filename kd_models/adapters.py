@@ -6,6 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kd_utils.options import OptionError
+
 
 class Adapter:
     """Calls a generator on LR images in [0, 1], (N, C, H, W), and returns SR images in [0, 1], (N, C, sH, sW)."""
@@ -15,7 +17,11 @@ class Adapter:
 
     def __call__(self, net: nn.Module, lq: Tensor) -> Tensor:
         output = net(lq)
-        return output[0] if isinstance(output, (tuple, list)) else output
+        image = output[0] if isinstance(output, (tuple, list)) else output
+        if not isinstance(image, Tensor):
+            raise OptionError(f'{type(net).__name__} returns a {type(image).__name__}, not an image. '
+                              'Let its forward return the image, or a tuple that begins with it.')
+        return image
 
 
 class WindowAdapter(Adapter):

@@ -50,7 +50,8 @@ class DistillationModel(ValidatedModel):
     losses: dict[str, str | None] = {name: term.default_type for name, term in TERMS.items()}
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        for message in apply_aliases(opt) + check_options(opt, self.losses):  # another project's loop has not done it
+        # another project's loop has not done this
+        for message in apply_aliases(opt) + check_options(opt, self.losses):
             get_root_logger().warning(message)
         self.teacher: Teacher | None = None
         self.net_d: Any = None  # an nn.Module where there is a `network_d`
@@ -120,6 +121,7 @@ class DistillationModel(ValidatedModel):
             with nullcontext() if name in STOCK else self._own_random_numbers():
                 option = {'type': term.default_type, **option}
                 terms[name] = term(name, self._build_criterion(name, option), self)
+                self._try(terms[name])
         self.cri_feature_kd_d: Any = None
         if train_opt.get('feature_kd_d_opt') is not None:
             option = {'type': TERMS['feature_kd'].default_type, **train_opt['feature_kd_d_opt']}
@@ -128,11 +130,27 @@ class DistillationModel(ValidatedModel):
         self.cri_gan: Any = terms['gan'].criterion if 'gan' in terms else None
         return terms
 
+    def _try(self, term: Term) -> None:
+        """Calls the loss once on blank images: a class that is not made for this place is refused here."""
+        images = torch.zeros(self.gt_size(), device=self.device)
+        try:
+            fits = term.fits(images)
+        except OptionError:
+            raise
+        except Exception:  # noqa: BLE001  a foreign class may raise anything
+            fits = False
+        if not fits:
+            raise OptionError(f'train.{term.name}_opt: {type(term.criterion).__name__} with these options cannot '
+                              f'be the loss `{term.name}`. Use {term.default_type} or a loss with its arguments and result.')
+
     def _build_criterion(self, name: str, option: dict[str, Any]) -> nn.Module:
         if name.startswith('feature_kd'):
             option = self._tap_features(name, option)
         try:
             criterion = build_loss(option).to(self.device)
+        except TypeError as error:  # arguments that the model supplies
+            raise OptionError(f'train.{name}_opt: {option["type"]} cannot be the loss `{name}` ({error}). '
+                              f'Use {self.losses.get(name, "MLPFeatureLoss")}.') from None
         except URLError as error:
             raise OptionError(f'train.{name}_opt: {option["type"]} could not download its weights ({error.reason}). '
                               'Name a file instead: `type: VGGPerceptualLoss` with `weights: vgg19-dcbb9e9d.pth`, '
@@ -159,12 +177,16 @@ class DistillationModel(ValidatedModel):
     def gt_size(self) -> tuple[int, int, int, int]:
         """Shape of a training batch of one, (1, C, sH, sW)."""
         size = self.opt['datasets'].get('train', {}).get('gt_size', 64 * self.opt['scale'])
-        return (1, self.opt['network_g'].get('num_out_ch', 3), size, size)
+        return (1, self.opt['network_g'].get('num_out_ch', self._channels()), size, size)
 
     def lq_size(self) -> tuple[int, int, int, int]:
         """Shape of a training batch of one, (1, C, H, W)."""
         size = self.gt_size()[-1] // self.opt['scale']
-        return (1, self.opt['network_g'].get('num_in_ch', 3), size, size)
+        return (1, self._channels(), size, size)
+
+    def _channels(self) -> int:
+        names = ('num_in_ch', 'in_chans', 'in_channels')  # as BasicSR's networks call them
+        return next((self.opt['network_g'][name] for name in names if name in self.opt['network_g']), 3)
 
     @staticmethod
     def _own_random_numbers() -> Any:
@@ -172,8 +194,11 @@ class DistillationModel(ValidatedModel):
         return torch.random.fork_rng(devices=devices)
 
     def trained(self) -> dict[str, nn.Module]:
-        nets = {'net_g': self.net_g, 'net_d': self.net_d, **{f'aux.{name}': aux for name, aux in self.aux.items()}}
-        return {name: net for name, net in nets.items() if net is not None}
+        nets = {'net_g': self.net_g, **{f'aux.{name}': aux for name, aux in self.aux.items()}}
+        return {**nets, 'net_d': self.net_d} if self._trains_discriminator() else nets
+
+    def _trains_discriminator(self) -> bool:
+        return self.net_d is not None and bool(self.opt['train'].get('optim_d'))
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """Moves a network to the device; gradients are exchanged by `Runtime`, not by a wrapper."""
@@ -183,7 +208,7 @@ class DistillationModel(ValidatedModel):
         """[optimizer_g] or [optimizer_g, optimizer_d]; each training-only module is a group of one of them."""
         self.optimizers = [self._build_optimizer('g', self.net_g)]
         self.optimizer_g = self.optimizers[0]
-        if self.net_d is not None and self.opt['train'].get('optim_d'):
+        if self._trains_discriminator():
             self.optimizer_d = self._build_optimizer('d', self.net_d)
             self.optimizers.append(self.optimizer_d)
 
@@ -192,11 +217,17 @@ class DistillationModel(ValidatedModel):
         groups = [{'params': [p for p in net.parameters() if p.requires_grad]}]
         groups += [{'params': list(aux.parameters())} for name, aux in self.aux.items()
                    if name.endswith('_d') == (label == 'd')]
-        return getattr(torch.optim, option.pop('type'))(groups, **option)
+        try:
+            return getattr(torch.optim, option.pop('type'))(groups, **option)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise OptionError(f'train.optim_{label}: {error}. Write other values there.') from None
 
     def setup_schedulers(self) -> None:
         """BasicSR's schedulers on every optimizer; a constant rate where none is named."""
         option = self.opt['train'].get('scheduler')
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group.setdefault('initial_lr', group['lr'])  # for a warm-up without a scheduler
         if not option:
             return
         saved = dict(option)  # the parent pops `type`
@@ -367,6 +398,7 @@ class DistillationModel(ValidatedModel):
         if current_iter == -1:
             return
         state = {'epoch': epoch, 'iter': current_iter,
+                 'optimizer_types': [type(optimizer).__name__ for optimizer in self.optimizers],
                  'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
                  'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
                  'aux': self.aux.state_dict(),
@@ -374,11 +406,34 @@ class DistillationModel(ValidatedModel):
         checkpoint.save(state, osp.join(self.opt['path']['training_states'], f'{current_iter}.state'))
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """Restores optimizers, schedulers, training-only modules and best metrics."""
-        super().resume_training(resume_state)
+        """Restores optimizers, schedulers, training-only modules and best metrics.
+
+        The schedule itself is the YAML's, so that a run can be extended; the state says where in it the run is.
+
+        Raises:
+            OptionError: The state is of a run with other networks, losses or optimizers.
+        """
+        self._check_state(resume_state)
+        for optimizer, state in zip(self.optimizers, resume_state['optimizers'], strict=True):
+            optimizer.load_state_dict(state)
+        for scheduler, state in zip(self.schedulers, resume_state['schedulers'], strict=False):
+            scheduler.__dict__.update({key: state[key] for key in ('last_epoch', '_step_count', '_last_lr')})
         self.aux.load_state_dict(resume_state.get('aux', {}))
         if resume_state.get('best_metric_results'):
             self.best_metric_results = resume_state['best_metric_results']
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        def sizes(optimizers: list[dict[str, Any]]) -> list[list[int]]:
+            return [[len(group['params']) for group in optimizer['param_groups']] for optimizer in optimizers]
+
+        own = [type(optimizer).__name__ for optimizer in self.optimizers]
+        same = (sizes(state['optimizers']) == sizes([optimizer.state_dict() for optimizer in self.optimizers])
+                and state.get('optimizer_types', own) == own
+                and set(state.get('aux', {})) == set(self.aux.state_dict()))
+        if not same:
+            raise OptionError(f'The state of iteration {state["iter"]} is of a run with other networks, losses or '
+                              'optimizers than this YAML file. Resume with the options.yml beside it, or start a new '
+                              'run from its weights, by path.pretrain_network_g.')
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True,
                      param_key: str | None = 'params') -> None:

@@ -44,7 +44,8 @@ def pair_features(student: Tapped, teacher: Tapped, layers: dict[str, str] | Non
     """
     layers = pair_layers(layers, teacher.net, student.net, option)
     student_layers = list(dict.fromkeys(layers.values()))
-    of_student = probe(student.net, student.size, student_layers, student.call, student.owner)
+    # in train mode, where a dropout may overwrite too; with two images, which batch normalisation then needs
+    of_student = probe(student.net, (2, *student.size[1:]), student_layers, student.call, student.owner, training=True)
     of_teacher = probe(teacher.net, teacher.size, layers, teacher.call, teacher.owner)
     channels = {}
     for teacher_layer, student_layer in layers.items():
@@ -59,7 +60,7 @@ def pair_features(student: Tapped, teacher: Tapped, layers: dict[str, str] | Non
 
 def _evenly(prefix: str, count: int, step: int = 1, offset: int = 0) -> list[str]:
     """Four of `count` blocks at equal relative depth: 5, 11, 17, 22 of 23."""
-    indices = [min(count * quarter // 4, count - 1) for quarter in (1, 2, 3, 4)]
+    indices = [-(-count * quarter // 4) - 1 for quarter in (1, 2, 3, 4)]  # the block that ends each quarter
     return [f'{prefix}.{index * step + offset}' for index in indices]
 
 

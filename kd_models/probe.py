@@ -41,8 +41,8 @@ class Probe:
 
 
 def probe(net: nn.Module, size: tuple[int, ...] = (1, 3, 64, 64), layers: Iterable[str] = (),
-          call: Call | None = None, owner: str = 'the network') -> Probe:
-    """Measures a copy of `net` on the meta device, where nothing is computed; on the CPU for networks that cannot.
+          call: Call | None = None, owner: str = 'the network', training: bool = False) -> Probe:
+    """Measures a copy of `net` on the meta device, where nothing is computed; the network itself where that fails.
 
     Args:
         net: Any network; it is left as it is.
@@ -50,23 +50,29 @@ def probe(net: nn.Module, size: tuple[int, ...] = (1, 3, 64, 64), layers: Iterab
         layers: Module paths of feature maps.
         call: How the network is called, such as an `Adapter`; plainly by default.
         owner: What the network is called in error messages.
+        training: Whether it is in train mode.
 
     Raises:
         OptionError: A layer does not exist, or the network does not take such an input.
     """
-    copy = deepcopy(net).eval().requires_grad_(False)
     try:
-        return _measure(copy.to('meta'), size, layers, call, owner)
+        return _measure(deepcopy(net).to('meta').train(training), size, layers, call, owner)
     except OptionError:
         raise
-    except Exception:  # noqa: BLE001  plain tensors outside the module's buffers, NumPy inside forward ...
-        copy = deepcopy(net).cpu().eval().requires_grad_(False)
+    except Exception:  # noqa: BLE001  plain tensors outside the module's buffers, NumPy inside forward, weight_norm ...
+        pass
+    modes = {module: module.training for module in net.modules()}
     try:
-        return _measure(copy, size, layers, call, owner)
-    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        return _measure(net.eval(), size, layers, call, owner)  # in eval, where nothing of it changes
+    except OptionError:
+        raise
+    except Exception as error:  # noqa: BLE001
         raise OptionError(f'{owner} ({type(net).__name__}) does not take an input of shape {size}: '
                           f'{str(error).splitlines()[0] if str(error) else type(error).__name__}. '
                           'Change its options, or `gt_size` and `scale`, so that it does.') from None
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _measure(net: nn.Module, size: tuple[int, ...], layers: Iterable[str], call: Call | None, owner: str) -> Probe:

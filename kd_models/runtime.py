@@ -1,17 +1,17 @@
 """The one seam for devices and speed: backward, optimizer steps and the exchange of gradients between processes.
 
 Networks are not wrapped in DDP or DataParallel. Every process starts from the same tensors and sums the gradients of
-what an optimizer is about to step, flattened, in one message. It does not matter which losses, stages or penalties
-made these gradients. Precision, memory format and compilation belong here too.
+what an optimizer is about to step, flattened, in one message. It does not matter which losses, stages, penalties or
+randomly skipped branches made these gradients. Precision, memory format and compilation belong here too.
 """
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim import Optimizer
 
 
@@ -26,6 +26,8 @@ class Runtime:
     def __init__(self, device: torch.device, distributed: bool = False) -> None:
         self.device = device
         self.distributed = distributed
+        # which gradients there are is agreed on between the CPUs, so that nobody waits for a GPU
+        self._cpu_group: Any = dist.new_group(backend='gloo') if distributed and dist.get_backend() != 'gloo' else None
 
     def place(self, net: nn.Module) -> nn.Module:
         """Moves a network to the device."""
@@ -51,12 +53,17 @@ class Runtime:
         optimizer.step()
 
     def _average_gradients(self, params: Iterable[Tensor]) -> None:
-        # The same stage runs on every process, so the same parameters have gradients everywhere.
-        gradients = [p.grad for p in params if p.grad is not None]
-        if not gradients:
+        params = list(params)
+        present = torch.tensor([p.grad is not None for p in params], dtype=torch.uint8)
+        dist.all_reduce(present, dist.ReduceOp.MAX, group=self._cpu_group)
+        params = [p for p, anywhere in zip(params, present.tolist(), strict=True) if anywhere]
+        if not params:
             return
-        flat = self.mean(parameters_to_vector(gradients))
-        vector_to_parameters(flat, gradients)
+        for p in params:  # a process whose branch was skipped adds nothing, but takes part
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        flat = self.mean(torch.cat([p.grad.reshape(-1) for p in params]))  # type: ignore[union-attr]
+        for p, average in zip(params, flat.split([p.numel() for p in params]), strict=True):
+            p.grad.copy_(average.view(p.shape))  # type: ignore[union-attr]
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the processes, in place."""

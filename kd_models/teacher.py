@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kd_models.adapters import build_adapter
 from kd_models.taps import Taps
 from kd_utils import checkpoint
+from kd_utils.options import OptionError
 
 
 class Teacher:
@@ -31,8 +32,12 @@ class Teacher:
     def _frozen(opt: dict[str, Any], label: str, device: torch.device) -> nn.Module:
         net = build_network(opt[f'network_{label}'])
         path = opt['path']
-        checkpoint.load_network(net, path[f'pretrain_network_{label}'], path.get(f'strict_load_{label}', True),
-                                path.get(f'param_key_{label}', 'params_ema' if label == 'g' else 'params'))
+        file = path[f'pretrain_network_{label}']
+        untrained = checkpoint.load_network(net, file, path.get(f'strict_load_{label}', True),
+                                            path.get(f'param_key_{label}', 'params_ema' if label == 'g' else 'params'))
+        if untrained:
+            raise OptionError(f'{file} leaves {untrained} tensors of teacher.network_{label} untrained. '
+                              'Describe the network as it was trained, or name another file.')
         # no_grad, not inference_mode: inference tensors cannot be saved for the backward of an adaptor
         return net.to(device).eval().requires_grad_(False)
 

@@ -35,6 +35,10 @@ class Term:
         """Log name -> value; the values are summed."""
         raise NotImplementedError
 
+    def fits(self, images: Tensor) -> bool:
+        """Whether the criterion takes two images (N, C, H, W) and returns a scalar."""
+        return self.criterion(images, images).dim() == 0
+
 
 class PixelTerm(Term):
     """l_g_pix: the student's image against the ground truth."""
@@ -63,6 +67,11 @@ class PerceptualTerm(Term):
         percep, style = self.criterion(step.output, step.target('perceptual'))
         return {name: value for name, value in (('l_g_percep', percep), ('l_g_style', style)) if value is not None}
 
+    def fits(self, images: Tensor) -> bool:
+        """Whether the criterion returns a pair, some of it not None."""
+        percep, style = self.criterion(images, images)
+        return percep is not None or style is not None
+
 
 class GANTerm(Term):
     """l_g_gan: the adversarial loss, from the student's discriminator or, where a stage says so, the teacher's."""
@@ -70,6 +79,10 @@ class GANTerm(Term):
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
         return {'l_g_gan': self.model.adversary.generator_loss(step)}
+
+    def fits(self, images: Tensor) -> bool:
+        """Whether the criterion takes predictions and a label."""
+        return self.criterion(images, True, is_disc=True).dim() == 0
 
 
 class ResponseKDTerm(Term):
@@ -88,6 +101,10 @@ class FeatureKDTerm(Term):
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
         return {'l_g_feature_kd': self.criterion(step.student_features, step.teacher_features)}
+
+    def fits(self, images: Tensor) -> bool:
+        """Its constructor has been given layers and channels already."""
+        return True
 
 
 # The order of the sum, so of the gradients' accumulation: BasicSR's own (RealESRGANModel has all four), then ours.

@@ -1,6 +1,7 @@
 """Validation and tests: BasicSR's, with each image's metrics kept and the teacher as a possible reference."""
 from __future__ import annotations
 
+import inspect
 import json
 from os import path as osp
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from basicsr.metrics import calculate_metric
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, imwrite, tensor2img
+from basicsr.utils.registry import METRIC_REGISTRY
 from tqdm import tqdm
 
 from kd_models.adapters import Adapter
@@ -43,7 +45,8 @@ class ValidatedModel(SRModel):
             self._initialize_best_metric_results(dataset)
         images: dict[str, dict[str, float]] = {}
         for data in tqdm(dataloader, unit='image', disable=not self.opt['val'].get('pbar', False), leave=False):
-            name = osp.splitext(osp.basename(data['lq_path'][0]))[0]
+            name, extension = osp.splitext(osp.basename(data['lq_path'][0]))
+            name = name if name not in images else f'{name}{extension}'  # a.png and a.bmp are two images
             if hasattr(self, 'gt'):
                 del self.gt  # of the training batch or the image before
             self.feed_data(data)
@@ -65,7 +68,7 @@ class ValidatedModel(SRModel):
             if source not in references:
                 references[source] = self._reference(source)
             reference = {} if references[source] is None else {'img2': references[source]}
-            if reference or _needs_no_reference(option):
+            if reference or not _needs_reference(option):
                 option = {key: value for key, value in option.items() if key != 'reference'}
                 values[name] = float(calculate_metric({'img': image, **reference}, option))
         return values
@@ -113,5 +116,6 @@ def refers_to_teacher(metric_opt: dict[str, Any]) -> bool:
     return metric_opt.get('reference') == 'teacher'
 
 
-def _needs_no_reference(metric_opt: dict[str, Any]) -> bool:
-    return 'niqe' in metric_opt['type']
+def _needs_reference(metric_opt: dict[str, Any]) -> bool:
+    argument = inspect.signature(METRIC_REGISTRY.get(metric_opt['type'])).parameters.get('img2')
+    return argument is not None and argument.default is inspect.Parameter.empty

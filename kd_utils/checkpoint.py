@@ -62,7 +62,7 @@ def load(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
         return torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f'The checkpoint {path} does not exist. Check the path in the YAML file.') from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # noqa: BLE001  a damaged file may raise anything
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
             raise CheckpointError(f'{path} holds Python objects besides tensors and was not loaded, since that can '
                                   'run code. Save its state_dict alone and load that file instead.') from None
@@ -83,16 +83,19 @@ def network_state(path: str | os.PathLike, key: str | None = 'params') -> dict[s
     content = load(path)
     if not isinstance(content, dict):
         raise CheckpointError(f'{path} holds a {type(content).__name__}, not weights. Name a file of network weights.')
+    content = {str(name): value for name, value in content.items()}
     bare = bool(content) and all(torch.is_tensor(value) for value in content.values())
     if key is not None and not bare:
         if key not in content and (key != 'params_ema' or 'params' not in content):
             raise CheckpointError(f'{path} has no `{key}`, only: {", ".join(map(str, content))}. '
                                   'Set its `param_key` to one of these.')
         content = content.get(key, content.get('params'))
+    if not isinstance(content, dict) or not all(torch.is_tensor(value) for value in content.values()):
+        raise CheckpointError(f'{path} holds no weights under `{key}`. Set its `param_key` to where they are.')
     return {name.removeprefix('module.'): value for name, value in content.items()}
 
 
-def load_network(net: nn.Module, path: str | os.PathLike, strict: bool = True, key: str | None = 'params') -> None:
+def load_network(net: nn.Module, path: str | os.PathLike, strict: bool = True, key: str | None = 'params') -> int:
     """Loads weights into a network.
 
     Args:
@@ -100,6 +103,9 @@ def load_network(net: nn.Module, path: str | os.PathLike, strict: bool = True, k
         path: The checkpoint.
         strict: Whether every name and shape must match; otherwise what does not is left as it was, as in BasicSR.
         key: See `network_state`.
+
+    Returns:
+        int: How many of the network's tensors were left as they were.
 
     Raises:
         CheckpointError: Names or shapes differ; the text shows the first differences of each kind.
@@ -109,8 +115,11 @@ def load_network(net: nn.Module, path: str | os.PathLike, strict: bool = True, k
         loaded = {name: value for name, value in loaded.items() if name in own and own[name].shape == value.shape}
         logging.getLogger('basicsr').warning(f'{path}: {len(loaded)} of {len(own)} tensors of {type(net).__name__} '
                                              'have a match and are loaded.')
+        if not loaded:
+            raise CheckpointError(f'{path} has no tensor that fits {type(net).__name__}, by name and shape. '
+                                  'Name another file.')
         net.load_state_dict(loaded, strict=False)
-        return
+        return len(own) - len(loaded)
     differences = []
     wrong = [f'{name} is {tuple(loaded[name].shape)} in the file, {tuple(own[name].shape)} in the network'
              for name in own if name in loaded and loaded[name].shape != own[name].shape]
@@ -123,3 +132,4 @@ def load_network(net: nn.Module, path: str | os.PathLike, strict: bool = True, k
         raise CheckpointError(f'{path} does not fit {type(net).__name__}: {"; ".join(differences)}. '
                               'Change the network section to what the file was trained with, or name another file.')
     net.load_state_dict(loaded)
+    return 0

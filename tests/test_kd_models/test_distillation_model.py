@@ -375,3 +375,89 @@ def test_what_does_not_fit_is_refused_at_construction(tmp_path, change, message)
 
 def test_losses_are_registered_by_name():
     assert set(DistillationModel.losses) == {'pixel', 'ldl', 'perceptual', 'gan', 'response_kd', 'feature_kd'}
+
+
+@pytest.mark.parametrize('train_opt, message', [
+    ({'perceptual_opt': {'type': 'L1Loss'}}, 'perceptual_opt: L1Loss with these .* the loss `perceptual`'),
+    ({'pixel_opt': {'type': 'L1Loss', 'reduction': 'none'}}, 'pixel_opt: L1Loss with these options'),
+    ({'pixel_opt': {'type': 'GANLoss', 'gan_type': 'vanilla'}}, 'pixel_opt: GANLoss'),
+    ({'response_kd_opt': {'type': 'PerceptualLike'}}, 'response_kd_opt: PerceptualLike'),
+    ({'feature_kd_opt': {'type': 'Plain', 'layers': {'body.1': 'body.1'}}}, 'feature_kd_opt: Plain cannot be'),
+    ({'optim_g': {'type': 'Adam', 'lr': 1e-3, 'fused': True, 'foreach': True}}, 'train.optim_g: '),
+])
+def test_classes_that_are_not_made_for_their_place_are_refused(tmp_path, monkeypatch, train_opt, message):
+    from basicsr.utils.registry import LOSS_REGISTRY
+
+    class PerceptualLike(torch.nn.Module):
+        def forward(self, x, y):
+            return x.mean(), None
+
+    class Plain(torch.nn.Module):
+        def __init__(self, **kwargs):
+            super().__init__()
+            if kwargs:
+                raise TypeError(f'unexpected {list(kwargs)}')
+
+    for cls in (PerceptualLike, Plain):
+        monkeypatch.setitem(LOSS_REGISTRY._obj_map, cls.__name__, cls)
+    with pytest.raises(OptionError, match=message):
+        build(model_options(tmp_path, train_opt, teacher=save_teacher(tmp_path)))
+
+
+def test_warm_up_without_a_scheduler(tmp_path):
+    model = build(model_options(tmp_path, {'scheduler': None}))
+    model.update_learning_rate(1, warmup_iter=4)
+    assert model.get_current_learning_rate() == [1e-3 / 4]
+
+
+@pytest.mark.parametrize('option', [{}, {'type': 'SGD', 'lr': 1e-3}])
+def test_a_state_of_another_kind_of_run_is_refused(tmp_path, option):
+    model = build(model_options(tmp_path))
+    train(model, batches(1))
+    model.save(0, 1)
+    state = torch.load(tmp_path / 'training_states' / '1.state')
+    other = build(model_options(tmp_path, {'optim_g': option}) if option else gan_options(tmp_path))
+    with pytest.raises(OptionError, match='of a run with other networks, losses or optimizers'):
+        other.resume_training(state)
+
+
+def test_an_extended_run_follows_the_new_schedule(tmp_path):
+    def rates(model, first, last):
+        return [(model.update_learning_rate(i), model.get_current_learning_rate())[1] for i in range(first, last + 1)]
+    cosine = {'type': 'CosineAnnealingRestartLR', 'eta_min': 1e-5}
+    short, long = ({'total_iter': n, 'scheduler': {**cosine, 'periods': [n]}} for n in (4, 8))
+    model = build(model_options(tmp_path, short))
+    rates(model, 1, 4)
+    model.save(0, 4)
+    extended, whole = build(model_options(tmp_path, long)), build(model_options(tmp_path, long))
+    extended.resume_training(torch.load(tmp_path / 'training_states' / '4.state'))
+    assert rates(extended, 5, 8) == rates(whole, 1, 8)[4:]
+
+
+def test_images_of_one_stem_are_two_images(tmp_path):
+    items = [{**item, 'lq_path': [name]} for name, item in zip(('a.png', 'a.bmp'), batches(2, batch=1), strict=True)]
+    path = {**model_options(tmp_path)['path'], 'results_root': str(tmp_path)}
+    model = build(model_options(tmp_path, is_train=False, path=path, val={'metrics': PSNR},
+                                datasets={'val': {**model_options(tmp_path)['datasets']['train'], 'phase': 'val'}}))
+    model.validation(Loader(items), 'test', None, save_img=False)
+    content = json.loads((tmp_path / 'metrics_Val.json').read_text())
+    assert set(content['images']) == {'a', 'a.bmp'}
+
+
+def test_a_student_with_weight_norm_and_grey_images(tmp_path, monkeypatch):
+    """It cannot be copied, so it is measured itself; its channels are those of its options."""
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    class Grey(torch.nn.Module):
+        def __init__(self, in_chans):
+            super().__init__()
+            self.conv = torch.nn.utils.weight_norm(torch.nn.Conv2d(in_chans, 4, 3, 1, 1))
+            self.conv(torch.zeros(1, 1, 4, 4))  # its weight is a non-leaf tensor from here on
+
+        def forward(self, x):
+            return torch.nn.functional.pixel_shuffle(self.conv(x), 2)
+
+    monkeypatch.setitem(ARCH_REGISTRY._obj_map, 'Grey', Grey)
+    model = build(model_options(tmp_path, network_g={'type': 'Grey', 'in_chans': 1}))
+    assert model.net_g.training
+    train(model, [{key: value[:, :1] for key, value in batches(1)[0].items()}])

@@ -50,3 +50,37 @@ def test_two_processes_equal_one(tmp_path, mode):
         for key, value in net.items():
             assert torch.equal(value, other_nets[name][key]), f'{name}.{key} differs between the processes'
             torch.testing.assert_close(value, expected[name][key], rtol=1e-4, atol=1e-6)
+
+
+class RandomBranch(torch.nn.Module):
+    """Stochastic depth: each process, seeded differently, may skip another branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Conv2d(3, 12, 3, 1, 1), torch.nn.Conv2d(3, 12, 5, 1, 2)
+        self.branch = None
+
+    def forward(self, x):
+        branches = [self.a, self.b] if self.branch is None else [(self.a, self.b)[self.branch]]
+        return torch.nn.functional.pixel_shuffle(sum(branch(x) for branch in branches), 2)
+
+
+def branch_process(rank, folder):
+    from basicsr.utils.registry import ARCH_REGISTRY
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+    ARCH_REGISTRY._obj_map['RandomBranch'] = RandomBranch
+    (folder / str(rank)).mkdir()
+    model = build_model(gan_options(folder / str(rank), network_g={'type': 'RandomBranch'}, rank=rank, world_size=2,
+                                    dist=True))
+    for iteration, branches in enumerate([(0, 1), (1, 1), (1, 0)], 1):
+        model.net_g.branch = branches[rank]
+        train(model, batches(1), first=iteration)
+    torch.save(weights(model.net_g), folder / f'{rank}.pth')
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_that_skip_different_branches_stay_equal(tmp_path):
+    multiprocessing.start_processes(branch_process, (tmp_path, ), nprocs=2, start_method='fork')
+    a, b = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))
+    assert all(torch.equal(a[name], b[name]) for name in a)

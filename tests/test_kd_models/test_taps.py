@@ -102,3 +102,13 @@ def test_unknown_unused_and_reused_layers_are_refused():
     net.unused = nn.Conv2d(3, 3, 1)
     with pytest.raises(OptionError, match='is called 0 times'):
         maps_of(net, ['unused'])
+
+
+def test_a_dropout_in_place_overwrites_in_train_mode_only():
+    class Net(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Conv2d(3, 4, 1), nn.Dropout(0.5, inplace=True))
+
+    net = Net()
+    assert probe(net, (2, 3, 8, 8), ['0']).overwritten == set()
+    assert probe(net, (2, 3, 8, 8), ['0'], training=True).overwritten == {'0'}

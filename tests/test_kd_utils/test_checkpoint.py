@@ -81,12 +81,16 @@ def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r'weight is \(5, 3\) in the file, \(2, 3\) in the network; '
                                               r'not in the file \(1\): bias; only in the file \(1\): scale'):
         checkpoint.load_network(nn.Linear(3, 2), path)
-    net = nn.Linear(3, 2)
-    before = net.weight.clone()
-    checkpoint.load_network(net, path, strict=False)  # as BasicSR: what does not fit is left as it was
-    assert torch.equal(net.weight, before)
-    checkpoint.load_network(net := nn.Linear(3, 5), path, strict=False)
-    assert (net.weight == 1).all()
+    net = nn.Linear(3, 5)
+    before = net.bias.clone()
+    assert checkpoint.load_network(net, path, strict=False) == 1  # as BasicSR: what does not fit is left as it was
+    assert (net.weight == 1).all() and torch.equal(net.bias, before)
+    with pytest.raises(CheckpointError, match='has no tensor that fits Linear'):
+        checkpoint.load_network(nn.Linear(3, 2), path, strict=False)
+    torch.save({'params': None, 'epoch': 3}, tmp_path / 'odd.pth')
+    for key in ('params', 'epoch'):
+        with pytest.raises(CheckpointError, match=f'holds no weights under `{key}`'):
+            checkpoint.load_network(nn.Linear(3, 2), tmp_path / 'odd.pth', key=key)
     with pytest.raises(CheckpointError, match='has no `parms_ema`, only: params'):
         checkpoint.load_network(nn.Linear(3, 5), path, key='parms_ema')
     torch.save({'generator': {'weight': torch.ones(2)}}, path)
