@@ -140,8 +140,9 @@ class DistillationModel(ValidatedModel):
         except Exception:  # noqa: BLE001  a foreign class may raise anything
             fits = False
         if not fits:
-            raise OptionError(f'train.{term.name}_opt: {type(term.criterion).__name__} with these options cannot '
-                              f'be the loss `{term.name}`. Use {term.default_type} or a loss with its arguments and result.')
+            loss = type(term.criterion).__name__
+            raise OptionError(f'train.{term.name}_opt: {loss} with these options cannot be the loss `{term.name}`. '
+                              f'Use {term.default_type}, or one that is called alike.')
 
     def _build_criterion(self, name: str, option: dict[str, Any]) -> nn.Module:
         if name.startswith('feature_kd'):
