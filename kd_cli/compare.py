@@ -287,6 +287,8 @@ def compare(root: Path, entries: Sequence[str], out: Path, dataset: str | None =
     Raises:
         OptionError: Something named does not exist or cannot be compared.
     """
+    if crops < 1:
+        raise OptionError(f'--crops {crops} leaves no picture to draw. Write how many images to show, at least 1.')
     groups, dataset = load_groups(root, entries, dataset)
     by_label = {group.label: group for group in groups}
     for label in (*([reference] if reference else []), *(pair or [])):
@@ -321,11 +323,12 @@ def _write(out: Path, groups: list[Group], report: dict[str, Any], pictures: Pic
                    f'Where the outputs differ most; {metric} of the whole image', out / 'comparison.png')
         written.append('comparison.png')
     else:
-        print('No comparison.png: the tests saved no images. Set val.save_img: true in the test files.')
-    if curve:
+        print('No comparison.png: the tests saved no images, or not all. Set val.save_img: true in the test files.')
+    curves = {group.label: group_curve(group) for group in groups}
+    curves = {label: points for label, points in curves.items() if points[0]}
+    if curve and curves:
         line = bicubic_means(scores).get(curve[1]) if curve[0] == report['dataset'] else None
-        draw_curves({group.label: group_curve(group) for group in groups if all(run.curve for run in group.runs)},
-                    *curve, line, out / 'curve.png')
+        draw_curves(curves, *curve, line, out / 'curve.png')
         written.append('curve.png')
     print(f'\nWritten to {out}: {", ".join(written)}')
 

@@ -56,6 +56,9 @@ def _settled_range(curves: Sequence[np.ndarray], bicubic: float | None) -> tuple
     """The range that shows the differences: of all values after the first third of each curve, with a margin."""
     shown = np.concatenate([values[:, values.shape[1] // 3:].ravel() for values in curves]
                            + ([[bicubic]] if bicubic is not None else []))
+    shown = shown[np.isfinite(shown)]  # a training that diverged has nan
+    if not len(shown):
+        return 0., 1.
     margin = 0.08 * float(np.ptp(shown)) or 0.5
     return float(shown.min()) - margin, float(shown.max()) + margin
 

@@ -23,12 +23,13 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 from basicsr.utils.matlab_functions import imresize
-from PIL import Image
+from PIL import ExifTags, Image
 
 from kd_cli.errors import reported
 from kd_utils.options import OptionError
@@ -101,11 +102,29 @@ def image_paths(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Reads an image as (H, W, 3) uint8, BGR."""
+    """Reads an image as (H, W, 3) uint8, BGR.
+
+    Raises:
+        OptionError: It is empty, damaged or cut short.
+    """
     img = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if img is None:
-        raise OptionError(f'{path} cannot be read as an image. Remove or replace it.')
+        raise _unreadable(path)
+    if path.suffix.lower() in ('.jpg', '.jpeg'):  # of these OpenCV fills a missing half with grey
+        _ask_pillow(path, lambda pil: pil.load())
     return img
+
+
+def _unreadable(path: Path) -> OptionError:
+    return OptionError(f'{path} cannot be read as an image. Remove or replace it.')
+
+
+def _ask_pillow(path: Path, question: Callable[[Image.Image], Any]) -> Any:
+    try:
+        with Image.open(path) as img:
+            return question(img)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # UnidentifiedImageError is an OSError
+        raise _unreadable(path) from None
 
 
 def write_png(path: Path, img: np.ndarray) -> None:
@@ -120,16 +139,43 @@ def claim(folder: Path, **made_by: object) -> None:
     """Creates an output folder and records how its images are made.
 
     Raises:
-        OptionError: The folder holds images that were made otherwise.
+        OptionError: The folder holds images that were made otherwise, or cannot be created.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     record = folder / RECORD
     if not record.exists():
         record.write_text(json.dumps(made_by) + '\n')
-    found = json.loads(record.read_text())
+    try:
+        found = json.loads(record.read_text())
+    except ValueError:
+        raise OptionError(f'{record} is damaged. Remove {folder} and make it anew.') from None
     if found != made_by:
         raise OptionError(f'{folder} was made with {_words(found)}, not with {_words(made_by)}. '
                          'Remove that folder or name another one.')
+
+
+def make_folder(folder: Path) -> None:
+    """Creates a folder and its parents.
+
+    Raises:
+        OptionError: It, or one above it, is a file or not writable.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f'There can be no folder {folder} ({error.strerror}: {error.filename}). '
+                          'Name another one.') from None
+
+
+def refuse_among_sources(folder: Path, src: Path) -> None:
+    """Keeps what is made apart from what it is made of, or a second run would take its own images for sources.
+
+    Raises:
+        OptionError: `folder` is `src` or lies in it.
+    """
+    if folder.resolve().is_relative_to(src.resolve()):
+        raise OptionError(f'{folder} is in {src}, the folder of the source images, or that folder itself. '
+                          'Name a folder outside of it for the output.')
 
 
 def _words(made_by: dict[str, object]) -> str:
@@ -154,10 +200,13 @@ def make_lr(hr_dir: Path, lr_dir: Path, scale: int, hr_out: Path | None = None, 
         Number of files written.
     """
     paths = image_paths(hr_dir)
+    for folder in (lr_dir, hr_out):
+        if folder:
+            refuse_among_sources(folder, hr_dir)
+    if hr_out and hr_out.resolve() == lr_dir.resolve():
+        raise OptionError('--hr-out is the folder of the LR images. Name another one for the cropped HR images.')
     claim(lr_dir, command='lr', scale=scale)
     if hr_out:
-        if hr_out.resolve() == hr_dir.resolve():
-            raise OptionError('--hr-out is the folder of the HR images itself. Name another one for the cropped ones.')
         claim(hr_out, command='lr --hr-out', scale=scale)
     written = _for_all(partial(_make_one_lr, lr_dir=lr_dir, scale=scale, hr_out=hr_out), paths, workers)
     if not hr_out:
@@ -183,9 +232,14 @@ def _warn_about_pairs(paths: Iterable[Path], hr_dir: Path, scale: int) -> None:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    """(H, W) from the file's header."""
-    with Image.open(path) as img:
-        return img.size[1], img.size[0]
+    """(H, W) from the file's header, turned where OpenCV turns it."""
+    width, height = _ask_pillow(path, _upright_size)
+    return height, width
+
+
+def _upright_size(img: Image.Image) -> tuple[int, int]:
+    on_its_side = img.format == 'JPEG' and img.getexif().get(ExifTags.Base.Orientation, 1) > 4
+    return (img.height, img.width) if on_its_side else img.size
 
 
 def make_subimages(src: Path, dst: Path, size: int, step: int, thresh: int = 0, workers: int = 1) -> int:
@@ -200,6 +254,7 @@ def make_subimages(src: Path, dst: Path, size: int, step: int, thresh: int = 0, 
     if step < 1 or size < 1:
         raise OptionError('--size and --step are at least 1. For sub-images without overlap give both the same value.')
     paths = image_paths(src)
+    refuse_among_sources(dst, src)
     claim(dst, command='subimages', size=size, step=step, thresh=thresh)
     return _for_all(partial(_cut, dst=dst, size=size, step=step, thresh=thresh), paths, workers)
 
@@ -229,7 +284,8 @@ def make_lmdb(src: Path, dst: Path) -> int:
         Number of images written; 0 where the LMDB was complete already.
 
     Raises:
-        OptionError: The name does not end in .lmdb, the LMDB holds other images, or a name is not ASCII.
+        OptionError: The name does not end in .lmdb, the LMDB holds other images, a name is not ASCII, or an image is
+            damaged.
     """
     paths = image_paths(src)
     keys = [p.stem for p in paths]
@@ -240,9 +296,11 @@ def make_lmdb(src: Path, dst: Path) -> int:
         raise OptionError(f'BasicSR writes LMDB keys in ASCII, and {strange[0]} is not. Rename that file.')
     if dst.exists():
         return _check_lmdb(dst, keys)
+    make_folder(dst.parent)
+    for path in paths:  # BasicSR would not say which one is damaged
+        read_image(path)
     unfinished = dst.with_name(f'.partial_{dst.name}')
     shutil.rmtree(unfinished, ignore_errors=True)
-    dst.parent.mkdir(parents=True, exist_ok=True)
     # BasicSR's own estimate of the size takes the first image for typical
     space = 2**24 + 2 * sum(height * width * 3 for height, width in map(_size, paths))
     make_lmdb_from_imgs(str(src), str(unfinished), [p.name for p in paths], keys, map_size=space)
@@ -251,6 +309,8 @@ def make_lmdb(src: Path, dst: Path) -> int:
 
 
 def _check_lmdb(dst: Path, keys: Sequence[str]) -> int:
+    if not dst.is_dir():
+        raise OptionError(f'{dst} is a file, and an LMDB is a folder. Remove it or name another one.')
     meta = dst / 'meta_info.txt'
     found = [line.split()[0].rsplit('.', 1)[0] for line in meta.read_text().splitlines()] if meta.exists() else []
     if found != list(keys):

@@ -71,8 +71,8 @@ def find_runs(root: Path, entries: Sequence[str]) -> dict[str, list[str]]:
     Raises:
         OptionError: A name or wildcard fits no experiment, or a label is there twice.
     """
-    known = sorted({path.name for folder in ('experiments', 'results') for path in (root / folder).glob('*')
-                    if path.is_dir() and '_archived_' not in path.name})
+    known = sorted({path.parent.name for folder in ('experiments', 'results')
+                    for path in (root / folder).glob('*/options.yml') if '_archived_' not in path.parent.name})
     labels: dict[str, list[str]] = {}
     for entry in entries:
         label, _, names = entry.rpartition('=')
@@ -87,8 +87,9 @@ def find_runs(root: Path, entries: Sequence[str]) -> dict[str, list[str]]:
 def _matches(pattern: str, known: Sequence[str], root: Path) -> list[str]:
     found = [name for name in known if fnmatchcase(name, pattern)]
     if not found:
-        raise OptionError(f'There is no experiment `{pattern}` in experiments/ or results/ of {root.resolve()}. '
-                          f'Name one that was trained and tested, or give its root by --root.{nearest(pattern, known)}')
+        raise OptionError(f'There is no experiment `{pattern}`, that is a folder with options.yml, in experiments/ or '
+                          f'results/ of {root.resolve()}. Name one that was trained and tested, or give its root by '
+                          f'--root.{nearest(pattern, known)}')
     return found
 
 
@@ -115,6 +116,10 @@ def choose_dataset(root: Path, names: Sequence[str], dataset: str | None) -> str
 
 def _tested_datasets(root: Path, name: str) -> list[str]:
     found = sorted(path.stem.removeprefix('metrics_') for path in (root / 'results' / name).glob('metrics_*.json'))
+    if not found and (root / 'results' / name / 'options.yml').exists():
+        model_type = load_yaml(root / 'results' / name / 'options.yml').get('model_type')
+        raise OptionError(f'The test of `{name}`, with model_type: {model_type}, left no metrics_*.json. Test it with '
+                          'model_type: DistillationModel, `val.metrics` and ground truth.')
     if not found:
         raise OptionError(f'`{name}` has no results. Run: python test.py -opt TEST.yml --force_yml name={name} '
                           f'path:pretrain_network_g=experiments/{name}/models/net_g_latest.pth')
@@ -124,9 +129,35 @@ def _tested_datasets(root: Path, name: str) -> list[str]:
 def load_run(root: Path, name: str, dataset: str) -> Run:
     """Reads what the test, and the training where there was one, left behind."""
     results, experiment = root / 'results' / name, root / 'experiments' / name
-    images = json.loads((results / f'metrics_{dataset}.json').read_text())['images']
+    images = _images_of(results / f'metrics_{dataset}.json')
     trained = load_yaml(experiment / 'options.yml') if (experiment / 'options.yml').exists() else {}
     return Run(name, load_yaml(results / 'options.yml'), trained.get('manual_seed'), images)
+
+
+def _images_of(path: Path) -> dict[str, dict[str, float]]:
+    """Image -> metric -> value.
+
+    Raises:
+        OptionError: The file is damaged.
+    """
+    content = _parsed(path.read_bytes())
+    images = content.get('images') if isinstance(content, dict) else None
+    if not isinstance(images, dict) or not images or not all(map(_are_metrics, images.values())) \
+            or len({frozenset(metrics) for metrics in images.values()}) > 1:
+        raise OptionError(f'{path} is damaged, perhaps by a test that was killed. Test `{path.parent.name}` again.')
+    return images
+
+
+def _parsed(text: bytes) -> Any:
+    """The JSON value; None for what is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _are_metrics(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(number, int | float) for number in value.values())
 
 
 def load_groups(root: Path, entries: Sequence[str], dataset: str | None) -> tuple[list[Group], str]:
@@ -190,7 +221,23 @@ def load_curves(root: Path, groups: Sequence[Group], dataset: str | None, metric
 
 
 def _validation_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.exists() else []
+    """The validations of a training; of a killed one, the last line may be cut short and is left out.
+
+    Raises:
+        OptionError: Another line is damaged.
+    """
+    if not path.exists():
+        return []
+    lines = {i: _parsed(text) for i, text in enumerate(path.read_bytes().splitlines(), 1) if text.strip()}
+    damaged = [i for i, line in lines.items() if not _is_validation(line)]
+    if damaged and damaged[0] != max(lines):
+        raise OptionError(f'Line {damaged[0]} of {path} is damaged. Remove that line.')
+    return [line for i, line in lines.items() if i not in damaged]
+
+
+def _is_validation(line: Any) -> bool:
+    return isinstance(line, dict) and isinstance(line.get('iter'), int) and 'dataset' in line \
+        and _are_metrics(line.get('metrics'))
 
 
 def group_curve(group: Group) -> tuple[list[int], np.ndarray]:
@@ -217,7 +264,23 @@ class Pictures:
                 option[key] = str(root / option[key])
         self.data = build_dataset(option)
         self.scale = int(run.opt['scale'])
-        self.index = {Path(self.data[i]['lq_path']).stem: i for i in range(len(self.data))}
+        self.index = self._index(run)
+
+    def _index(self, run: Run) -> dict[str, int]:
+        """Image name -> position; the second image of a name has its extension too, as in `nondist_validation`.
+
+        Raises:
+            OptionError: An image that was tested is not there.
+        """
+        index: dict[str, int] = {}
+        for i in range(len(self.data)):
+            path = Path(self.data[i]['lq_path'])
+            index[path.stem if path.stem not in index else path.name] = i
+        missing = [image for image in run.images if image not in index]
+        if missing:
+            raise OptionError(f'The LR images of `{self.dataset}` are not those that `{run.name}` was tested on: there '
+                              f'is no `{missing[0]}`. Put them back, or test all again.')
+        return index
 
     def lr(self, image: str) -> np.ndarray:
         """The LR image, (h, w, 3) uint8 BGR."""
@@ -238,7 +301,7 @@ class Pictures:
         """What the run's network made of the LR image; None where the test did not save it."""
         suffix = run.opt['val'].get('suffix') or run.name
         path = self.root / 'results' / run.name / 'visualization' / self.dataset / f'{image}_{suffix}.png'
-        return _read(path, '') if path.exists() else None
+        return _read(path, f'Test `{run.name}` again.') if path.exists() else None
 
 
 def _read(path: Path, remedy: str) -> np.ndarray:

@@ -3,6 +3,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+from collections.abc import Container
+from itertools import chain, count
 from os import path as osp
 from typing import Any
 
@@ -45,8 +48,7 @@ class ValidatedModel(SRModel):
             self._initialize_best_metric_results(dataset)
         images: dict[str, dict[str, float]] = {}
         for data in tqdm(dataloader, unit='image', disable=not self.opt['val'].get('pbar', False), leave=False):
-            name, extension = osp.splitext(osp.basename(data['lq_path'][0]))
-            name = name if name not in images else f'{name}{extension}'  # a.png and a.bmp are two images
+            name = _unused_name(data['lq_path'][0], images)
             if hasattr(self, 'gt'):
                 del self.gt  # of the training batch or the image before
             self.feed_data(data)
@@ -104,12 +106,28 @@ class ValidatedModel(SRModel):
         """For `kd-compare`: a line per validation while training, a file with each image's values in a test."""
         if self.opt['is_train']:
             line = {'iter': current_iter, 'dataset': dataset, 'metrics': self.metric_results}
-            with open(osp.join(self.opt['path']['experiments_root'], 'validation.jsonl'), 'a') as file:
-                file.write(json.dumps(line) + '\n')
+            _append_line(osp.join(self.opt['path']['experiments_root'], 'validation.jsonl'), json.dumps(line))
             return
         root = self.opt['path'].get('results_root') or osp.dirname(self.opt['path']['visualization'])
         with open(osp.join(root, f'metrics_{dataset}.json'), 'w') as file:
             json.dump({'dataset': dataset, 'mean': self.metric_results, 'images': images}, file, indent=1)
+
+
+def _unused_name(path: str, used: Container[str]) -> str:
+    """The stem of an image's path; with its ending or a number where an image before has the same."""
+    stem, extension = osp.splitext(osp.basename(path))
+    numbered = (f'{stem}_{i}{extension}' for i in count(2))
+    return next(name for name in chain((stem, f'{stem}{extension}'), numbered) if name not in used)
+
+
+def _append_line(path: str, line: str) -> None:
+    """Adds a line; one that a killed run left unfinished is ended first."""
+    with open(path, 'ab+') as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b'\n':
+                file.write(b'\n')
+        file.write(line.encode() + b'\n')
 
 
 def refers_to_teacher(metric_opt: dict[str, Any]) -> bool:

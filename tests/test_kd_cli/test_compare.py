@@ -157,12 +157,126 @@ def test_images_are_optional(root, fast, capsys):
 ])
 def test_refusals(root, images, entries, message):
     (root / 'experiments' / 'untested').mkdir()
+    (root / 'experiments' / 'untested' / 'options.yml').write_text('name: untested')
     write_experiment(root, images, 'fewer', TEACHER, [30.], 0)
     write_experiment(root, images, 'shaved', TEACHER, [34., 36.], 0)
     options = (root / 'results' / 'shaved' / 'options.yml')
     options.write_text(options.read_text().replace('crop_border: 2', 'crop_border: 4'))
     with pytest.raises(OptionError, match=message):
         results.load_groups(root, entries, None)
+
+
+def test_a_wildcard_takes_no_output_folder_for_an_experiment(root, images, fast, capsys):
+    for name in ('alone_s1', 'alone_s2', 'kd_s1', 'kd_s2', 'teacher'):
+        (root / 'results' / f'{name}_archived_20240101_000000').mkdir()
+    for name in ('compare', 'demo'):
+        (root / 'results' / name).mkdir()
+    (root / 'experiments' / 'demo_logs').mkdir()
+    assert results.find_runs(root, ['*']) == {'*': sorted(PSNR)}
+    with pytest.raises(OptionError, match='There is no experiment `compare`.*options.yml'):
+        results.find_runs(root, ['compare'])
+
+
+def test_a_test_by_another_model_is_told_from_none(root):
+    path = root / 'results' / 'teacher'
+    (path / 'metrics_Tiny.json').unlink()
+    (path / 'options.yml').write_text((path / 'options.yml').read_text() + 'model_type: SRModel\n')
+    with pytest.raises(OptionError, match='with model_type: SRModel, left no .* Test it with model_type: Distill'):
+        results.load_groups(root, ['teacher'], None)
+
+
+@pytest.mark.parametrize('content', ['', '{"dataset": "Tiny", "mean": {"psnr": 3', '[]', '{}', '{"images": {}}',
+                                     '{"images": {"0": 3}}', '{"images": {"0": {"psnr": 3}, "1": {}}}',
+                                     '{"images": {"0": {"psnr": 3}, "1": {"ssim": 1}}}', 'å'])
+def test_damaged_metrics_are_named(root, content, capsys):
+    (root / 'results' / 'alone_s1' / 'metrics_Tiny.json').write_bytes(content.encode('latin-1'))
+    with pytest.raises(SystemExit):
+        compare.main(['alone_s*', '--root', str(root)])
+    error = capsys.readouterr().err
+    assert 'alone_s1/metrics_Tiny.json is damaged' in error and 'Test `alone_s1` again' in error
+    assert error.count('\n') == 1
+
+
+def curve_of(root, text: str) -> dict[int, float]:
+    """The curve of alone_s1 with that validation.jsonl."""
+    (root / 'experiments' / 'alone_s1' / 'validation.jsonl').write_text(text)
+    groups, _ = results.load_groups(root, ['alone_s1'], None)
+    results.load_curves(root, groups, None, None)
+    return groups[0].runs[0].curve
+
+
+def validation(iteration: int, psnr: float) -> str:
+    return json.dumps({'iter': iteration, 'dataset': 'Tiny', 'metrics': {'psnr': psnr}}) + '\n'
+
+
+def test_a_last_line_cut_short_is_left_out_and_another_is_named(root):
+    whole, half = validation(1, 20.) + validation(2, 21.), validation(3, 22.)[:-9]
+    assert curve_of(root, whole + half) == {1: 20., 2: 21.}
+    assert curve_of(root, half) == {}
+    for damaged in (half, half[:-3] + validation(3, 22.)[:-1], '{}', '7'):
+        with pytest.raises(OptionError, match='Line 3 of .*validation.jsonl is damaged. Remove'):
+            curve_of(root, f'{whole}{damaged}\n{validation(4, 23.)}')
+
+
+def test_of_an_iteration_validated_twice_the_last_one_counts(root):
+    text = validation(1, 20.) + validation(2, 21.) + validation(3, 22.) + validation(2, 25.) + validation(3, 26.)
+    assert curve_of(root, text) == {1: 20., 2: 25., 3: 26.}
+
+
+@pytest.mark.parametrize('count', [-1, 0])
+def test_a_picture_without_crops_is_refused(root, count, capsys):
+    with pytest.raises(SystemExit):
+        compare.main(['teacher', '--root', str(root), '--crops', str(count)])
+    assert f'--crops {count} leaves no picture' in capsys.readouterr().err
+
+
+def test_curves_that_cannot_be_drawn_are_left_out(root, fast):
+    """One seed without validations, none in common, and a training that diverged."""
+    (root / 'experiments' / 'alone_s1' / 'validation.jsonl').unlink()
+    compare.compare(root, ['alone_s*'], root / 'out', size=(8, 8))
+    assert not (root / 'out' / 'curve.png').exists()
+    curve_of(root, validation(7, 20.))
+    compare.compare(root, ['alone_s*'], root / 'out', size=(8, 8))
+    assert not (root / 'out' / 'curve.png').exists()
+    curve_of(root, validation(1, float('nan')))
+    compare.compare(root, ['alone_s1'], root / 'out', size=(8, 8))
+    assert (root / 'out' / 'curve.png').exists()
+
+
+@pytest.fixture
+def twins(root, images):
+    """The teacher tested on 0.bmp and 0.png, which the test calls `0` and `0.png`."""
+    for folder in ('hr', 'lr'):
+        (root / folder).mkdir()
+        for i, extension in enumerate(('bmp', 'png')):
+            cv2.imwrite(str(root / folder / f'0.{extension}'), cv2.imread(str(images / folder / f'{i}.png')))
+    result = root / 'results' / 'teacher'
+    options = yaml.safe_load((result / 'options.yml').read_text())
+    options['datasets']['test_1'].update(dataroot_gt=str(root / 'hr'), dataroot_lq=str(root / 'lr'))
+    (result / 'options.yml').write_text(yaml.safe_dump(options))
+    metrics = (result / 'metrics_Tiny.json').read_text()
+    (result / 'metrics_Tiny.json').write_text(metrics.replace('"1": {', '"0.png": {'))
+    pictures = result / 'visualization' / 'Tiny'
+    (pictures / '1_teacher.png').rename(pictures / '0.png_teacher.png')
+    return root
+
+
+def test_images_of_one_stem_are_told_apart(twins, images):
+    run = results.load_groups(twins, ['teacher'], None)[0][0].runs[0]
+    pictures = results.Pictures(twins, run, 'Tiny')
+    for name, i in (('0', 0), ('0.png', 1)):
+        np.testing.assert_array_equal(pictures.lr(name), cv2.imread(str(images / 'lr' / f'{i}.png')))
+        np.testing.assert_array_equal(pictures.gt(name), cv2.imread(str(images / 'hr' / f'{i}.png')))
+        assert pictures.output(run, name) is not None
+
+
+@pytest.mark.parametrize('name', ['7', '1.png', 'folder/1'])
+def test_images_that_are_not_in_the_dataset_are_named(root, name):
+    path = root / 'results' / 'teacher' / 'metrics_Tiny.json'
+    path.write_text(path.read_text().replace('"1": {', f'"{name}": {{'))
+    with pytest.raises(OptionError, match=f'`Tiny` are not those that `teacher` was tested on: .* no `{name}`. Put'):
+        compare.compare(root, ['teacher'], root / 'out')
+    assert not (root / 'out').exists()
 
 
 def test_datasets_are_chosen(root):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils.matlab_functions import imresize
+from PIL import Image
 
 from kd_cli import prepare
 from kd_utils.options import OptionError
@@ -105,6 +106,93 @@ def test_a_damaged_image_is_named(tmp_path):
     (tmp_path / 'in' / 'broken.png').write_bytes(b'not an image')
     with pytest.raises(OptionError, match='broken.png cannot be read'):
         prepare.make_lr(tmp_path / 'in', tmp_path / 'lr', 2)
+
+
+COMMANDS = [['lr', '--scale', 2], ['subimages', '--size', 16, '--step', 16], ['lmdb']]
+
+
+def refused(capsys, *arguments) -> str:
+    """The one message that the command ends with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count('error:') == 1 and 'Traceback' not in error
+    return error
+
+
+@pytest.mark.parametrize('command', COMMANDS[:2], ids=lambda command: command[0])
+@pytest.mark.parametrize('dst', ['hr', 'hr/out', 'hr/../other/../hr/a/b'])
+def test_output_among_the_sources_is_refused(photos, tmp_path, capsys, command, dst):
+    assert 'the folder of the source images' in refused(capsys, command[0], photos, tmp_path / dst, *command[1:])
+    assert sorted(path.name for path in photos.iterdir()) == ['even.png', 'odd.png', 'photo.jpg']
+
+
+def test_output_through_a_link_is_refused_too(photos, tmp_path, capsys):
+    (tmp_path / 'link').symlink_to(photos)
+    assert 'the source images' in refused(capsys, 'subimages', photos, tmp_path / 'link', '--size', 16, '--step', 16)
+
+
+def test_hr_out_is_a_folder_of_its_own(photos, tmp_path, capsys):
+    for folder, message in (('hr/cropped', 'the source images'), ('lr', 'the folder of the LR images')):
+        assert message in refused(capsys, 'lr', photos, tmp_path / 'lr', '--scale', 2, '--hr-out', tmp_path / folder)
+    assert not (tmp_path / 'lr').exists()
+
+
+def test_output_next_to_the_sources_or_above_them_is_fine(photos, tmp_path):
+    run('lr', photos, tmp_path / 'hr_x2', '--scale', 2)
+    run('lr', photos, tmp_path, '--scale', 2)
+    assert stamps(tmp_path / 'hr_x2').keys() == {'even.png', 'odd.png', 'photo.png'}
+
+
+@pytest.mark.parametrize('command', COMMANDS, ids=lambda command: command[0])
+@pytest.mark.parametrize('name, kept', [('odd.png', 0), ('odd.png', 100), ('odd.png', 3000), ('photo.jpg', 0),
+                                        ('photo.jpg', 100), ('photo.jpg', 1000)])
+def test_a_damaged_image_is_named_by_every_command(photos, tmp_path, capsys, command, name, kept):
+    path = photos / name
+    assert path.stat().st_size > kept
+    path.write_bytes(path.read_bytes()[:kept])
+    assert f'{path} cannot be read' in refused(capsys, command[0], photos, tmp_path / 'out.lmdb', *command[1:])
+    if command == ['lmdb']:
+        assert not (tmp_path / 'out.lmdb').exists()
+
+
+def test_a_damaged_image_is_named_by_several_workers(photos, tmp_path):
+    (photos / 'odd.png').write_bytes(b'')
+    with pytest.raises(OptionError, match='odd.png cannot be read'):
+        prepare.make_subimages(photos, tmp_path / 'out', 16, 16, workers=2)
+
+
+def test_a_damaged_image_is_named_after_its_lr_image_was_made(photos, tmp_path, capsys):
+    run('lr', photos, tmp_path / 'lr', '--scale', 2)
+    (photos / 'odd.png').write_bytes(b'')
+    assert 'odd.png cannot be read' in refused(capsys, 'lr', photos, tmp_path / 'lr', '--scale', 2)
+
+
+@pytest.mark.parametrize('command', COMMANDS, ids=lambda command: command[0])
+@pytest.mark.parametrize('dst', ['file.lmdb', 'file.lmdb/out.lmdb'])
+def test_a_file_in_place_of_the_output_is_named(photos, tmp_path, capsys, command, dst):
+    (tmp_path / 'file.lmdb').write_text('mine')
+    error = refused(capsys, command[0], photos, tmp_path / dst, *command[1:])
+    assert str(tmp_path / 'file.lmdb') in error and 'another one' in error
+    assert (tmp_path / 'file.lmdb').read_text() == 'mine'
+
+
+def test_a_damaged_record_is_named(photos, tmp_path):
+    (tmp_path / 'lr').mkdir()
+    (tmp_path / 'lr' / prepare.RECORD).write_text('{"comm')
+    with pytest.raises(OptionError, match=f'{prepare.RECORD} is damaged'):
+        prepare.make_lr(photos, tmp_path / 'lr', 2)
+
+
+def test_a_photo_taken_on_its_side_is_cut_upright(tmp_path):
+    (tmp_path / 'in').mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: to be turned by 90 degrees
+    Image.fromarray(image(32, 64)).save(tmp_path / 'in' / 'a.jpg', exif=exif)
+    assert prepare.make_subimages(tmp_path / 'in', tmp_path / 'out', 32, 32) == 2
+    assert {cv2.imread(str(path)).shape for path in (tmp_path / 'out').glob('*.png')} == {(32, 32, 3)}
 
 
 @pytest.mark.parametrize('shape, thresh, corners', [

@@ -435,13 +435,14 @@ def test_an_extended_run_follows_the_new_schedule(tmp_path):
 
 
 def test_images_of_one_stem_are_two_images(tmp_path):
-    items = [{**item, 'lq_path': [name]} for name, item in zip(('a.png', 'a.bmp'), batches(2, batch=1), strict=True)]
+    names = ('x/a.png', 'x/a.bmp', 'y/a.png', 'y/a.bmp')
+    items = [{**item, 'lq_path': [name]} for name, item in zip(names, batches(4, batch=1), strict=True)]
     path = {**model_options(tmp_path)['path'], 'results_root': str(tmp_path)}
     model = build(model_options(tmp_path, is_train=False, path=path, val={'metrics': PSNR},
                                 datasets={'val': {**model_options(tmp_path)['datasets']['train'], 'phase': 'val'}}))
     model.validation(Loader(items), 'test', None, save_img=False)
     content = json.loads((tmp_path / 'metrics_Val.json').read_text())
-    assert set(content['images']) == {'a', 'a.bmp'}
+    assert list(content['images']) == ['a', 'a.bmp', 'a.png', 'a_2.bmp']
 
 
 def test_a_student_with_weight_norm_and_grey_images(tmp_path, monkeypatch):
@@ -461,3 +462,13 @@ def test_a_student_with_weight_norm_and_grey_images(tmp_path, monkeypatch):
     model = build(model_options(tmp_path, network_g={'type': 'Grey', 'in_chans': 1}))
     assert model.net_g.training
     train(model, [{key: value[:, :1] for key, value in batches(1)[0].items()}])
+
+
+def test_a_half_written_line_of_a_killed_run_is_ended(tmp_path):
+    items = [{**item, 'lq_path': [f'{i}.png']} for i, item in enumerate(batches(1, batch=1))]
+    (tmp_path / 'validation.jsonl').write_text('{"iter": 1')
+    model = build(model_options(tmp_path, val={'metrics': PSNR, 'val_freq': 1}))
+    model.validation(Loader(items), 2, None, save_img=False)
+    model.validation(Loader(items), 3, None, save_img=False)
+    lines = (tmp_path / 'validation.jsonl').read_text().splitlines()
+    assert lines[0] == '{"iter": 1' and [json.loads(line)['iter'] for line in lines[1:]] == [2, 3]
