@@ -176,7 +176,7 @@ def _run_stock(pipeline: Any, opt: dict[str, Any], args: Any, root_path: str) ->
         print(message, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         plain = osp.join(folder, osp.basename(args.opt))
-        with open(plain, 'w') as file:
+        with open(plain, 'w', encoding='utf-8') as file:
             yaml.safe_dump(opt, file, sort_keys=False)
         flags = ['--auto_resume'] * args.auto_resume + ['--debug'] * args.debug
         sys.argv = [sys.argv[0], '-opt', plain, '--launcher', args.launcher, *flags]
@@ -263,7 +263,7 @@ def _write_options(opt: dict[str, Any], args: Any, folder: str) -> None:
     """BasicSR's copy of the YAML file with the command on top, and `options.yml` with the options as run."""
     with open(osp.join(folder, osp.basename(args.opt)), 'w', encoding='utf-8') as file:
         file.write(f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {" ".join(sys.argv)}\n\n{args.text}')
-    with open(osp.join(folder, 'options.yml'), 'w') as file:
+    with open(osp.join(folder, 'options.yml'), 'w', encoding='utf-8') as file:
         yaml.safe_dump(opt, file, sort_keys=False)
 
 

@@ -50,8 +50,8 @@ class DistillationModel(ValidatedModel):
     losses: dict[str, str | None] = {name: term.default_type for name, term in TERMS.items()}
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        # another project's loop has not done this
-        for message in apply_aliases(opt) + check_options(opt, self.losses):
+        # our loop has done this already, another project's has not
+        for message in apply_aliases(opt) + check_options(opt, self.losses, strict=False):
             get_root_logger().warning(message)
         self.teacher: Teacher | None = None
         self.net_d: Any = None  # an nn.Module where there is a `network_d`

@@ -12,20 +12,26 @@ import re
 from collections.abc import Iterable, Iterator
 from os import path as osp
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
 from basicsr.utils.dist_util import get_dist_info
+from PIL import Image
 
 from kd_utils.schema import (
+    LOSS_REGISTRY,
+    OUR_PACKAGES,
     OptionError,
     Options,
     check_options,
     closest,
     get,
     is_foreign,
+    is_from,
+    measures_teacher,
     nearest,
+    registered,
     require,
 )
 
@@ -66,8 +72,10 @@ DOWNLOADS: dict[str, str] = {
 IMAGES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 # Datasets that take every file of a folder for an image, if no other list is given.
 SCANNED = ('PairedImageDataset', 'RealESRGANPairedDataset', 'SingleImageDataset')
-# Datasets whose list has an image per line.
+# Datasets whose list has an image, or a pair of them, per line.
 LISTED = (*SCANNED, 'RealESRGANDataset')
+# Datasets that refuse an LMDB of another name.
+NAMED_LMDB = (*LISTED, 'FFHQDataset')
 
 # -------------------------------------------------------------------------------------------------------------- YAML
 
@@ -237,7 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--auto_resume', action='store_true', help='go on from the newest saved state, if there is one')
     parser.add_argument('--debug', action='store_true', help='log, validate and save every few iterations')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=int(os.environ.get('LOCAL_RANK', 0)))
-    parser.add_argument('--force_yml', nargs='+', metavar='KEY:KEY=VALUE',
+    parser.add_argument('--force_yml', nargs='+', action='extend', metavar='KEY:KEY=VALUE',
                         help='options that replace those of the file, such as train:optim_g:lr=1e-4')
     parser.add_argument('--loop', choices=['kd', 'basicsr'], default='kd', help="this package's loop, or BasicSR's own")
     return parser
@@ -302,7 +310,7 @@ def _owner(opt: Options, key: str) -> tuple[Options, str]:
 
 
 def _set_name(opt: Options, debug: bool) -> None:
-    require('name', 'str', opt.get('name'))
+    require('name', 'name', opt.get('name'))
     if debug and not opt['name'].startswith('debug'):
         opt['name'] = f'debug_{opt["name"]}'
 
@@ -337,11 +345,19 @@ def _set_datasets(opt: Options) -> None:
         if 'scale' in opt:
             dataset['scale'] = opt['scale']
         _expand_home(dataset, ('dataroot', 'meta_info'))
+        for key, value in dataset.items():
+            if str(key).startswith('dataroot') and isinstance(value, str) and value.endswith('.lmdb/'):
+                dataset[key] = value.rstrip('/')  # BasicSR knows an LMDB by the end of its path
 
 
 def _set_paths(opt: Options, root_path: str, is_train: bool) -> None:
     _expand_home(opt['path'], ('resume_state', 'pretrain_network'))
-    _expand_home(get(opt, 'teacher.path') or {}, ('pretrain_network', ))
+    teacher_path = get(opt, 'teacher.path')
+    if teacher_path is not None:
+        require('teacher.path', 'dict', teacher_path)
+        _expand_home(teacher_path, ('pretrain_network', ))
+    for key in _loss_weight_keys(opt):
+        _expand_home(get(opt, key.rpartition('.')[0]), ('weights', ))
     kind = 'experiments' if is_train else 'results'
     root = osp.join(root_path, kind, opt['name'])
     opt['path'].update({f'{kind}_root': root, 'log': root, 'visualization': osp.join(root, 'visualization')})
@@ -374,10 +390,10 @@ def check_files(opt: Options) -> None:
         OptionError: At the first file that is missing, saying where to get it if it is a public teacher.
     """
     for name, dataset in opt['datasets'].items():
-        _check_dataset(f'datasets.{name}', dataset)
+        _check_dataset(f'datasets.{name}', dataset, opt.get('scale'), training=name == 'train')
     for key in _weight_keys(opt):
         path = get(opt, key)
-        if path is not None:
+        if isinstance(path, str):
             _check_weights(key, path)
     state = get(opt, 'path.resume_state')
     if state is not None and not (state.endswith('.state') and osp.isfile(state)):
@@ -387,13 +403,22 @@ def check_files(opt: Options) -> None:
 
 def _weight_keys(opt: Options) -> list[str]:
     """The keys under which files with weights stand."""
-    keys = []
-    if not opt['path'].get('resume_state'):  # resuming replaces them
+    keys, training = [], opt.get('is_train', True)
+    if not (training and opt['path'].get('resume_state')):  # resuming replaces them
         keys += [f'path.{key}' for key in opt['path'] if str(key).startswith('pretrain_network')]
-    if opt.get('is_train', True):  # a test asks no teacher
-        keys += [f'teacher.path.{key}' for key in get(opt, 'teacher.path') or {} if key.startswith('pretrain_network')]
-        keys += [f'train.{key}.weights' for key in opt.get('train') or {} if key.endswith('_opt')]
-    return keys
+    if training or measures_teacher(opt):
+        path = get(opt, 'teacher.path') or {}
+        keys += [f'teacher.path.{key}' for key in path if str(key).startswith('pretrain_network')]
+    return keys + (_loss_weight_keys(opt) if training else [])
+
+
+def _loss_weight_keys(opt: Options) -> list[str]:
+    """The keys of the files that losses of this package read; `weights` of another loss may mean anything."""
+    train, losses = opt.get('train'), registered(LOSS_REGISTRY)
+    names = [key for key in train if str(key).endswith('_opt')] if isinstance(train, dict) else []
+    return [f'train.{name}.weights' for name in names
+            if isinstance(get(opt, f'train.{name}.weights'), str)
+            and is_from(OUR_PACKAGES, losses.get(str(get(opt, f'train.{name}.type'))))]
 
 
 def _check_weights(key: str, path: str) -> None:
@@ -413,35 +438,63 @@ def _nearest_file(path: str) -> str:
     return nearest(name, os.listdir(folder or '.')) if osp.isdir(folder or '.') else ''
 
 
-def _check_dataset(key: str, dataset: Options) -> None:
-    """The folders and lists of a dataset; of another project's dataset only that they exist."""
-    roots = {name: value for name, value in dataset.items()
-             if str(name).startswith('dataroot') and isinstance(value, str)}
+def _check_dataset(key: str, dataset: Options, scale: int | None, training: bool) -> None:
+    """The folders, lists and images of a dataset; of another project's dataset only that they exist."""
+    roots = {name: dataset[name] for name in sorted(map(str, dataset))  # GT before LQ
+             if name.startswith('dataroot') and isinstance(dataset[name], str)}
     kind, lmdb = dataset['type'].removesuffix('_basicsr'), get(dataset, 'io_backend.type') == 'lmdb'
     for name, root in roots.items():
-        _check_root(f'{key}.{name}', root, lmdb)
-    if lmdb and kind in LISTED:
-        return  # the LMDB has its own list
-    listing = next((name for name in ('meta_info_file', 'meta_info') if dataset.get(name)), None)
-    if listing:
-        _check_listing(f'{key}.{listing}', dataset[listing], roots if kind in LISTED else {})
+        _check_root(f'{key}.{name}', root, lmdb, kind in NAMED_LMDB)
+    listing = next((name for name in ('meta_info_file', 'meta_info') if isinstance(dataset.get(name), str)), None)
+    if kind not in LISTED:
+        if listing and not osp.exists(dataset[listing]):
+            _refuse_missing(f'{key}.{listing}', dataset[listing])
+        return
+    template = dataset.get('filename_tmpl', '{}')
+    if lmdb:  # it has its own list
+        images = _lmdb_images(key, list(roots.values()))
+    elif listing:
+        images = _listed_images(f'{key}.{listing}', dataset[listing], kind, list(roots.values()), template)
     elif kind in SCANNED:
-        images = {name: _images(f'{key}.{name}', root) for name, root in roots.items()}
-        if len(images) == 2:
-            _check_pairs(key, images['dataroot_gt'], set(images['dataroot_lq']), dataset.get('filename_tmpl', '{}'))
+        images = _scanned_images(key, roots, template)
+    else:
+        return
+    _check_sizes(key, images, scale, dataset.get('gt_size') if training else None)
 
 
-def _check_root(key: str, root: str, lmdb: bool) -> None:
+def _check_root(key: str, root: str, lmdb: bool, named: bool) -> None:
     if not osp.exists(root):
         raise OptionError(f'`{key}`: there is no `{root}`. Correct the path, or set the environment variable KD_DATA '
                           'if your data sets stand elsewhere.')
     if lmdb and not all(osp.isfile(osp.join(root, name)) for name in ('data.mdb', 'meta_info.txt')):
         raise OptionError(f'`{key}`: `{root}` is no LMDB of images, which has data.mdb and meta_info.txt in it. '
                           'Make one, or write `io_backend: {type: disk}` for a folder of images.')
+    if lmdb and named and not root.rstrip('/').endswith('.lmdb'):
+        raise OptionError(f'`{key}`: BasicSR takes an LMDB only if its name ends in .lmdb, which `{root}` does not. '
+                          'Rename the folder.')
     if not lmdb and root.rstrip('/').endswith('.lmdb'):
         raise OptionError(f'`{key}`: `{root}` is an LMDB. Write `io_backend: {{type: lmdb}}`.')
     if osp.isdir(root) and not os.listdir(root):
         raise OptionError(f'`{key}`: the folder `{root}` is empty. Put the images there, or correct the path.')
+
+
+def _refuse_missing(key: str, path: str) -> NoReturn:
+    raise OptionError(f'`{key}`: there is no file `{path}`. Correct the path.{_nearest_file(path)}')
+
+
+# GT and LQ image of a pair, or a single image: name -> width and height, None to read them from the file of that name.
+_Image = tuple[str, tuple[int, int] | None]
+
+
+def _scanned_images(key: str, roots: dict[str, str], template: str) -> list[list[_Image]]:
+    """The images of a folder, or of two."""
+    names = [_images(f'{key}.{name}', root) for name, root in roots.items()]
+    folders = list(roots.values())
+    if len(names) == 1:
+        return [[(osp.join(folders[0], name), None)] for name in names[0]]
+    _check_pairs(key, names[0], set(names[1]), template)
+    return [[(osp.join(folders[0], name), None), (osp.join(folders[1], _partner(name, template)), None)]
+            for name in names[0]]
 
 
 def _images(key: str, root: str) -> list[str]:
@@ -458,9 +511,14 @@ def _images(key: str, root: str) -> list[str]:
     return names
 
 
+def _partner(gt: str, template: str) -> str:
+    stem, suffix = osp.splitext(osp.basename(gt))
+    return template.format(stem) + suffix
+
+
 def _check_pairs(key: str, gt: list[str], lq: set[str], template: str) -> None:
     """Every GT image needs an LQ image called by the template, and there must be no others."""
-    partners = {f'{template.format(osp.splitext(name)[0])}{osp.splitext(name)[1]}': name for name in gt}
+    partners = {_partner(name, template): name for name in gt}
     counts = f'`{key}`: {len(gt)} images in dataroot_gt, {len(lq)} in dataroot_lq'
     for partner, name in partners.items():
         if partner not in lq:
@@ -482,15 +540,88 @@ def _template_hint(gt: str, lq: set[str], template: str) -> str:
     return f'There is `{guess}`: save both as {suffix}.'
 
 
-def _check_listing(key: str, path: str, roots: dict[str, str]) -> None:
-    """A text file with an image per line, of which the first is looked for."""
+def _listed_images(key: str, path: str, kind: str, roots: list[str], template: str) -> list[list[_Image]]:
+    """The images of a text file that has one, or a pair of them, per line."""
     if not osp.isfile(path):
-        raise OptionError(f'`{key}`: there is no file `{path}`. Correct the path.{_nearest_file(path)}')
-    with open(path, encoding='utf-8', errors='replace') as file:
-        line = file.readline()
-    if not line.strip():
+        _refuse_missing(key, path)
+    images: list[list[_Image]] = []
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            raise OptionError(f'`{key}`: line {number} of `{path}` is blank. Take it out.')
+        names = line.strip().split(', ') if kind == 'RealESRGANPairedDataset' else [line.strip().split(' ')[0]]
+        if kind == 'PairedImageDataset':
+            names.append(_partner(names[0], template))
+        if len(names) != len(roots):
+            raise OptionError(f'`{key}`: line {number} of `{path}` is no pair. Write `GT_NAME, LQ_NAME`.')
+        for root, name in zip(roots, names, strict=True):
+            if not osp.isfile(osp.join(root, name)):
+                raise OptionError(f'`{key}`: `{name}`, of line {number}, is not in `{root}`. '
+                                  'Correct the list or the folder.')
+        images.append([(osp.join(root, name), None) for root, name in zip(roots, names, strict=True)])
+    if not images:
         raise OptionError(f'`{key}`: `{path}` lists no images. Write one name per line.')
-    name = line.split()[0].rstrip(',')
-    root = roots.get('dataroot_gt') or roots.get('dataroot_lq')
-    if root and not osp.isfile(osp.join(root, name)):
-        raise OptionError(f'`{key}`: its first image, `{name}`, is not in `{root}`. Correct the list or the folder.')
+    return images
+
+
+def _lines(path: str) -> list[str]:
+    with open(path, encoding='utf-8', errors='replace') as file:
+        return list(file)
+
+
+def _lmdb_images(key: str, roots: list[str]) -> list[list[_Image]]:
+    """The images of one LMDB, or of two with the same keys; sizes are in its list, as in `baboon.png (120,125,3) 1`."""
+    lists = [{line.split('.')[0].strip(): line for line in _lines(osp.join(root, 'meta_info.txt'))} for root in roots]
+    for root, keys, others in zip(roots, lists, reversed(lists), strict=True):
+        extra = next(iter(sorted(keys.keys() - others.keys())), None)
+        if extra is not None:
+            raise OptionError(f'`{key}`: `{root}` has the image `{extra}`, which the other LMDB lacks. '
+                              'Make both from folders with the same names.')
+    pairs = [[(osp.join(root, name), _listed_size(images[name])) for root, images in zip(roots, lists, strict=True)]
+             for name in lists[0]]
+    return [pair for pair in pairs if all(size for _, size in pair)]
+
+
+def _listed_size(line: str) -> tuple[int, int] | None:
+    match = re.search(r'\((\d+),\s*(\d+)', line)
+    return (int(match[2]), int(match[1])) if match else None
+
+
+# Of larger sets, only so many are opened: a run should start soon.
+_MOST_IMAGES = 1000
+
+
+def _check_sizes(key: str, images: list[list[_Image]], scale: int | None, gt_size: int | None) -> None:
+    """That the images can be read, that GT is `scale` times LQ, and that a crop of `gt_size` fits in.
+
+    BasicSR crops the GT of validation to `scale` times LQ, so there GT may be larger by the remainder of a division.
+    """
+    for image in images[:_MOST_IMAGES]:
+        sizes = [size or _image_size(key, path) for path, size in image]
+        if len(sizes) < 2 or not scale:
+            continue
+        (gt, _), (lq, _) = image
+        for of_gt, of_lq in zip(*sizes, strict=True):
+            exact = of_gt == of_lq * scale
+            if not exact and (gt_size or not 0 < of_gt - of_lq * scale < of_lq):
+                raise OptionError(f'`{key}`: `{gt}` is {_text(sizes[0])}, and `{lq}` is {_text(sizes[1])}, which does '
+                                  f'not fit the scale {scale}. Make pairs that do: `kd-prepare lr {osp.dirname(gt)} '
+                                  f'LR --scale {scale} --hr-out HR`.')
+        if gt_size and min(sizes[0]) < gt_size:
+            raise OptionError(f'`{key}.gt_size` is {gt_size}, but `{gt}` is only {_text(sizes[0])}. '
+                              f'Write {min(sizes[0]) // scale * scale} or less, or take such images out.')
+
+
+def _text(size: tuple[int, int]) -> str:
+    return f'{size[0]}x{size[1]}'
+
+
+def _image_size(key: str, path: str) -> tuple[int, int]:
+    """Width and height from the header of the file."""
+    try:
+        with Image.open(path) as image:
+            # OpenCV, with which BasicSR reads, turns photos as their camera was held
+            turned = image.format in ('JPEG', 'MPO') and image.getexif().get(0x0112, 1) > 4
+            return image.size[::-1] if turned else image.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        state = 'is empty' if osp.isfile(path) and not osp.getsize(path) else 'cannot be read as an image'
+        raise OptionError(f'`{key}`: `{path}` {state}. Write it anew, or take it out of the set.') from None

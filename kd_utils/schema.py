@@ -15,6 +15,7 @@ arguments that come from the model, and `options`, the keys that the model reads
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
@@ -56,8 +57,17 @@ def _is_int(value: Any) -> bool:
     return _is_number(value) and isinstance(value, int)
 
 
+def _is_decay(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < 1
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
+
+
+def _is_name(value: Any) -> bool:
+    # a folder or file is called so, and must not be another one's
+    return _is_text(value) and not set('/\\') & set(value) and value.strip() not in ('.', '..')
 
 
 def _is_template(value: Any) -> bool:
@@ -73,7 +83,9 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'bool': (lambda v: isinstance(v, bool), 'true or false'),
     'str': (_is_text, 'text, in quotes where it looks like a number'),
     'text': (lambda v: isinstance(v, str), 'text, in quotes where it looks like a number'),
+    'name': (_is_name, 'text, in quotes where it looks like a number, without / and \\'),
     'path': (_is_text, 'a path'),
+    'y': (lambda v: v == 'y', '`y`'),
     'template': (_is_template, 'a name with {} where the GT name stands, as in {}x4'),
     'int': (_is_int, 'a whole number'),
     'count': (lambda v: _is_int(v) and v >= 0, 'a whole number, 0 or above'),
@@ -85,9 +97,12 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'weight': (lambda v: _is_number(v) and v >= 0, 'a number, 0 or above, such as 0.1 or 1.0e-4'),
     'ratio': (lambda v: _is_number(v) and v > 0, 'a number above 0'),
     'prob': (lambda v: _is_number(v) and 0 <= v <= 1, 'a number from 0 to 1'),
-    'decay': (lambda v: _is_number(v) and 0 <= v < 1, 'a number from 0 up to, but not including, 1, such as 0.999'),
+    'decay': (_is_decay, 'a number from 0 up to, but not including, 1, such as 0.999'),
     'list': (lambda v: isinstance(v, list | tuple), 'a list, such as [1, 2]'),
     'numbers': (lambda v: _is_list(v, _is_number), 'a list of numbers, such as [1, 2]'),
+    'channels': (lambda v: _is_list(v, _is_number) and len(v) in (1, 3), 'a list of three numbers, or of one'),
+    'betas': (lambda v: _is_list(v, _is_decay) and len(v) == 2,
+              'a list of two numbers from 0 up to, but not including, 1, such as [0.9, 0.99]'),
     'range': (lambda v: _is_list(v, _is_number) and len(v) == 2 and v[0] <= v[1], 'a list [lowest, highest]'),
     'odds': (lambda v: _is_list(v, _is_number) and len(v) == 3 and min(v) >= 0, 'a list of three odds: up, down, keep'),
     'words': (lambda v: _is_list(v, _is_text), 'a list of names, such as [a, b]'),
@@ -102,7 +117,7 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 # ------------------------------------------------------------------------------------------------------------ tables
 
 TOP: Table = {
-    'name': 'str!', 'model_type': 'str!', 'scale': 'size!', 'num_gpu': 'gpus!', 'manual_seed': 'count?',
+    'name': 'name!', 'model_type': 'str!', 'scale': 'size!', 'num_gpu': 'gpus!', 'manual_seed': 'count?',
     'datasets': 'dict!', 'network_g': 'dict!', 'network_d': 'dict?', 'teacher': 'dict?', 'path': 'dict?',
     'train': 'dict!train', 'val': 'dict?', 'logger': 'dict!train', 'dist_params': 'dict?',
     'find_unused_parameters': 'bool',
@@ -139,6 +154,12 @@ FOLDERS: Table = {
 
 TEACHER: Table = {'network_g': 'dict!', 'network_d': 'dict?', 'path': 'dict!'}
 
+# BasicSR's names of losses; those of other names are this package's.
+STOCK_LOSSES = ('pixel', 'ldl', 'perceptual', 'gan')
+# Keys of `train` that BasicSR's models do not know, and those that are of no use without a discriminator.
+OUR_TRAIN_KEYS = ('stages', 'update_order', 'gan_mode')
+ADVERSARIAL_KEYS = ('update_order', 'gan_mode', 'net_d_iters', 'net_d_init_iters', 'net_d_reg_every', 'r1_reg_weight')
+
 # Besides these: <name>_opt of every loss.
 TRAIN: Table = {
     'optim_g': 'dict!', 'optim_d': 'dict?', 'scheduler': 'dict?', 'total_iter': 'iters!', 'warmup_iter': 'warmup',
@@ -151,7 +172,7 @@ STAGE: Table = {
     'optimizer': 'keep|fresh', 'discriminator': 'student|teacher', 'phase': 'size?',
 }
 
-VAL: Table = {'val_freq': 'iters!train', 'save_img': 'bool', 'suffix': 'str?', 'pbar': 'bool', 'metrics': 'dict?',
+VAL: Table = {'val_freq': 'iters!train', 'save_img': 'bool', 'suffix': 'name?', 'pbar': 'bool', 'metrics': 'dict?',
               'flip_seq': 'bool', 'center_frame_only': 'bool'}
 METRIC: Table = {'type': 'str!', 'better': 'higher|lower', 'reference': 'gt|teacher'}
 LOGGER: Table = {'print_freq': 'iters!train', 'save_checkpoint_freq': 'iters!train', 'use_tb_logger': 'bool',
@@ -161,7 +182,7 @@ DIST_PARAMS: Table = {'backend': 'nccl|gloo|mpi', 'port': 'size'}
 
 # Of every dataset: what BasicSR's loader reads (use_shuffle stands in its files, though nothing reads it).
 LOADER: Table = {
-    'name': 'str!', 'type': 'str!', 'phase': 'train|val|test', 'scale': 'size', 'io_backend': 'dict!',
+    'name': 'name!', 'type': 'str!', 'phase': 'train|val|test', 'scale': 'size', 'io_backend': 'dict!',
     'num_worker_per_gpu': 'count!train', 'batch_size_per_gpu': 'size!train', 'dataset_enlarge_ratio': 'ratio',
     'prefetch_mode': 'cpu|cuda?', 'num_prefetch_queue': 'size', 'pin_memory': 'bool', 'persistent_workers': 'bool',
     'use_shuffle': 'bool',
@@ -170,7 +191,7 @@ IO_BACKEND: Table = {
     'type': 'disk|lmdb|memcached!', 'readonly': 'bool', 'lock': 'bool', 'readahead': 'bool', 'db_paths': 'any',
     'client_keys': 'any', 'server_list_cfg': 'path', 'client_cfg': 'path', 'sys_path': 'path?',
 }
-_NORMALIZE = {'mean': 'numbers?', 'std': 'numbers?'}
+_NORMALIZE = {'mean': 'channels?', 'std': 'channels?'}
 _AUGMENT = {'gt_size': 'size!train', 'use_hflip': 'bool!train', 'use_rot': 'bool!train'}
 _PAIR = {'dataroot_gt': 'path!', 'dataroot_lq': 'path!'}
 _CLIPS = {**_PAIR, **_AUGMENT, 'dataroot_flow': 'path?', 'meta_info_file': 'path!', 'num_frame': 'size!',
@@ -182,13 +203,13 @@ _KERNELS = {'blur_kernel_size': 'size!', 'kernel_list': 'words!', 'kernel_prob':
             'betag_range': 'range!', 'betap_range': 'range!', 'sinc_prob': 'prob!'}
 DATASETS: dict[str, Table] = {
     'PairedImageDataset': {**_PAIR, **_AUGMENT, **_NORMALIZE, 'meta_info_file': 'path?', 'filename_tmpl': 'template',
-                           'color': 'str?'},
-    'SingleImageDataset': {**_NORMALIZE, 'dataroot_lq': 'path!', 'meta_info_file': 'path', 'color': 'str?'},
+                           'color': 'y?'},
+    'SingleImageDataset': {**_NORMALIZE, 'dataroot_lq': 'path!', 'meta_info_file': 'path', 'color': 'y?'},
     'RealESRGANDataset': {**_AUGMENT, 'gt_size': 'size', 'dataroot_gt': 'path!', 'meta_info': 'path',
                           **_KERNELS, **{f'{key}2': kind for key, kind in _KERNELS.items()},
                           'final_sinc_prob': 'prob!'},
     'RealESRGANPairedDataset': {**_PAIR, **_AUGMENT, **_NORMALIZE, 'meta_info': 'path?', 'filename_tmpl': 'template'},
-    'FFHQDataset': {'dataroot_gt': 'path!', 'mean': 'numbers!', 'std': 'numbers!', 'use_hflip': 'bool!',
+    'FFHQDataset': {'dataroot_gt': 'path!', 'mean': 'channels!', 'std': 'channels!', 'use_hflip': 'bool!',
                     'use_rot': 'bool', 'gt_size': 'size'},
     'REDSDataset': _REDS,
     'REDSRecurrentDataset': _REDS,
@@ -200,14 +221,22 @@ DATASETS: dict[str, Table] = {
     'VideoRecurrentTestDataset': _VIDEO,
 }
 
+# The top packages of this project, and those of the classes to which the names in ARGUMENTS apply.
+OUR_PACKAGES = ('kd_arch', 'kd_data', 'kd_losses', 'kd_metrics', 'kd_models', 'kd_utils')
+KNOWN_PACKAGES = ('basicsr', 'torch', *OUR_PACKAGES)
 # Constructor arguments whose kind neither their default nor their annotation tells, or tells too loosely.
 ARGUMENTS: Table = {
     **dict.fromkeys(('num_in_ch', 'num_out_ch', 'num_feat', 'num_block', 'num_group', 'num_grow_ch', 'num_conv',
                      'num_channel', 'upscale'), 'size'),
-    **dict.fromkeys(('loss_weight', 'perceptual_weight', 'style_weight', 'weight_decay', 'lr', 'gamma'), 'weight'),
+    **dict.fromkeys(('loss_weight', 'perceptual_weight', 'style_weight', 'weight_decay', 'lr', 'gamma', 'eps'),
+                    'weight'),
     'gan_type': 'vanilla|lsgan|wgan|wgan_softplus|hinge', 'reduction': 'none|mean|sum', 'criterion': 'l1|l2|fro',
     'vgg_type': '|'.join(VGG_LAYERS), 'layer_weights': 'factors', 'layers': 'pairs?', 'crop_border': 'count',
-    'milestones': 'numbers', 'periods': 'numbers', 'act_type': 'text', 'with_idt': 'bool',
+    'milestones': 'numbers', 'periods': 'numbers', 'betas': 'betas', 'act_type': 'text', 'with_idt': 'bool',
+}
+# Class -> arguments that take more than their default tells.
+ARGUMENTS_OF: dict[str, Table] = {
+    'SwinIR': {'img_size': 'number or numbers', 'patch_size': 'number or numbers'},
 }
 ANNOTATIONS: Table = {'int': 'int', 'float': 'number', 'bool': 'bool', 'str': 'text', 'dict': 'dict', 'list': 'list'}
 
@@ -215,9 +244,12 @@ SCHEDULERS: dict[str, Callable[..., Any]] = {
     'MultiStepLR': MultiStepRestartLR, 'MultiStepRestartLR': MultiStepRestartLR,
     'CosineAnnealingRestartLR': CosineAnnealingRestartLR,
 }
+# They need a closure, sparse gradients, or matrices only.
+UNFIT_OPTIMIZERS = ('LBFGS', 'SparseAdam', 'Muon')
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
     name: value for name, value in vars(torch.optim).items()
-    if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+    if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
+    and name not in ('Optimizer', *UNFIT_OPTIMIZERS)
 }
 
 # Loss -> the options without which it cannot be computed.
@@ -231,6 +263,9 @@ NEEDS: dict[str, tuple[str, ...]] = {
 }
 
 # ------------------------------------------------------------------------------------------------------ small helpers
+
+
+_MOST_NAMES = 8
 
 
 def closest(word: str, choices: Iterable[str]) -> str | None:
@@ -247,9 +282,14 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 
 
 def nearest_or_all(word: str, choices: Iterable[str]) -> str:
-    """` Did you mean ...?` for an error message, or the list of choices."""
+    """` Did you mean ...?` for an error message, or the choices; of many, those most like `word`."""
     names = sorted(map(str, choices))
-    return nearest(word, names) or (f' Choose from: {", ".join(names)}.' if names else '')
+    if nearest(word, names) or not names:
+        return nearest(word, names)
+    if len(names) <= _MOST_NAMES:
+        return f' Choose from: {", ".join(names)}.'
+    names.sort(key=lambda name: -difflib.SequenceMatcher(None, str(word).lower(), name.lower()).ratio())
+    return f' Choose from: {", ".join(names[:_MOST_NAMES])}, ...'
 
 
 def get(opt: Options, key: str) -> Any:
@@ -269,7 +309,18 @@ def registered(registry: Registry) -> dict[str, Any]:
 def is_foreign(model_type: Any) -> bool:
     """Whether a model of another project, BasicSR included, is registered under that name."""
     model = registered(MODEL_REGISTRY).get(model_type) if isinstance(model_type, str) else None
-    return model is not None and not hasattr(model, 'losses')
+    return model is not None and not isinstance(getattr(model, 'losses', None), Mapping)
+
+
+def is_from(packages: Iterable[str], factory: Any) -> bool:
+    """Whether a class or function is defined in one of these top packages."""
+    return str(getattr(factory, '__module__', '')).partition('.')[0] in packages
+
+
+def measures_teacher(opt: Options) -> bool:
+    """Whether a metric compares with the teacher's images."""
+    metrics = get(opt, 'val.metrics')
+    return isinstance(metrics, dict) and any(get(metric, 'reference') == 'teacher' for metric in metrics.values())
 
 
 def _fits(kind: str, value: Any) -> bool:
@@ -307,20 +358,23 @@ def _short(value: Any) -> str:
 def _arguments(factory: Callable[..., Any], skip: Iterable[str] = ()) -> dict[str, str]:
     """The key table of a constructor's or function's named arguments."""
     parameters = inspect.signature(factory).parameters.values()
-    return {p.name: _kind_of(p) for p in parameters
-            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in skip}
+    known = is_from(KNOWN_PACKAGES, factory)
+    table = {p.name: _kind_of(p, ARGUMENTS.get(p.name) if known else None) for p in parameters
+             if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in skip}
+    return {**table, **(ARGUMENTS_OF.get(getattr(factory, '__name__', ''), {}) if known else {})}
 
 
-def _kind_of(parameter: inspect.Parameter) -> str:
-    """The kind of an argument by its default, its annotation and `ARGUMENTS`."""
+def _kind_of(parameter: inspect.Parameter, kind: str | None) -> str:
+    """The kind of an argument by its default, its annotation, and what its name means in the packages known here."""
     default = parameter.default
     if isinstance(default, bool):
         return 'bool'
     if isinstance(default, list | tuple):
+        if kind is not None and _fits(kind, default):
+            return kind
         return 'numbers' if default and _is_list(default, _is_number) else 'list'
     if isinstance(default, dict):
         return 'dict'
-    kind = ARGUMENTS.get(parameter.name)
     if kind is None or default not in (parameter.empty, None) and not _fits(kind, default):
         kind = _annotated(parameter)  # another class may use the same name for something else
     if default is parameter.empty:
@@ -352,12 +406,15 @@ def _swallows_keys(factory: Callable[..., Any]) -> bool:
 # --------------------------------------------------------------------------------------------------------- the check
 
 
-def check_options(opt: Options, losses: Mapping[str, str | None]) -> list[str]:
+def check_options(opt: Options, losses: Mapping[str, str | None], *, strict: bool = True) -> list[str]:
     """Refuses options that cannot work, before anything is built. The registries must be filled.
 
     Args:
         opt: As returned by `parse_options`.
         losses: The losses of this package: name -> loss class where `<name>_opt` gives no `type`, None for no default.
+            Those of the model's own `losses` are added.
+        strict: False inside another project's loop, which may have keys of its own at the top, in `logger`,
+            `dist_params` and `datasets`: what is unknown there becomes a warning.
 
     Returns:
         list[str]: Warnings: what a model or dataset of another project may know, and what is of no use.
@@ -365,17 +422,16 @@ def check_options(opt: Options, losses: Mapping[str, str | None]) -> list[str]:
     Raises:
         OptionError: At the first thing that is wrong.
     """
-    return _Checker(opt, losses).check()
+    return _Checker(opt, losses, strict).check()
 
 
 class _Checker:
     """One pass over the options; each method checks one section."""
 
-    def __init__(self, opt: Options, losses: Mapping[str, str | None]) -> None:
+    def __init__(self, opt: Options, losses: Mapping[str, str | None], strict: bool) -> None:
         self.opt = opt
         self.losses = dict(losses)
-        if 'feature_kd' in losses:
-            self.losses.setdefault('feature_kd_d', losses['feature_kd'])  # the same loss between the discriminators
+        self.strict = strict
         self.training = bool(opt.get('is_train', True))
         self.warnings: list[str] = []
         self.model: Any = None
@@ -383,7 +439,9 @@ class _Checker:
 
     def check(self) -> list[str]:
         self.check_model()
-        self.table('', self.opt, self.extended('', {**TOP, **RUN, **REAL_ESRGAN, **self.networks()}), self.training)
+        self.table('', self.opt, self.extended('', {**TOP, **RUN, **REAL_ESRGAN, **self.networks()}), self.training,
+                   None if self.strict else self.strange)
+        self.check_stock_model()
         self.check_networks('', self.opt)
         self.check_teacher()
         self.check_path()
@@ -391,6 +449,7 @@ class _Checker:
         self.check_val()
         self.check_simple('logger', LOGGER)
         self.check_simple('logger.wandb', WANDB)
+        self.check_wandb()
         self.check_simple('dist_params', DIST_PARAMS)
         if self.training and self.opt.get('train'):
             self.check_train()
@@ -406,6 +465,12 @@ class _Checker:
         if self.ours:
             self.refuse(message)
         self.warnings.append(f'{message} (A warning only, {self.opt["model_type"]} may know better.)')
+
+    def strange(self, message: str) -> None:
+        """Refuses what our loop does not read; another project's loop may know better."""
+        if self.strict:
+            self.refuse(message)
+        self.warnings.append(f'{message} (A warning only, the loop may know better.)')
 
     # ---- generic checks
 
@@ -449,7 +514,7 @@ class _Checker:
         """Checks a section that the loop reads, so that no model can know better."""
         section = get(self.opt, key)
         if section:
-            self.table(key, section, self.extended(key, table), self.training, self.refuse)
+            self.table(key, section, self.extended(key, table), self.training, self.strange)
 
     # ---- sections
 
@@ -457,6 +522,21 @@ class _Checker:
         name = self.opt.get('model_type')
         self.model = self.lookup('model_type', 'model', name, registered(MODEL_REGISTRY))
         self.ours = not is_foreign(name)
+        if self.ours:
+            self.losses.update(self.model.losses)
+        if 'feature_kd' in self.losses:
+            self.losses.setdefault('feature_kd_d', self.losses['feature_kd'])  # the same between the discriminators
+
+    def check_stock_model(self) -> None:
+        """What BasicSR's own models would leave unread without a word."""
+        if self.ours or not is_from(('basicsr', ), self.model):
+            return
+        keys = [f'{name}_opt' for name in {**self.losses, **NEEDS} if name not in STOCK_LOSSES]
+        keys = [f'train.{key}' for key in (*keys, *OUR_TRAIN_KEYS)] if self.training else []
+        for key in ('teacher', *keys):
+            if get(self.opt, key) is not None:
+                self.refuse(f'`{key}` is not read by {self.opt["model_type"]}, which is BasicSR\'s own. '
+                            f'Set `model_type: DistillationModel`, or take `{key}` out.')
 
     def networks(self) -> dict[str, str]:
         """Another project may have any number of networks."""
@@ -481,7 +561,7 @@ class _Checker:
         path = teacher.get('path') or {}
         self.table('teacher.path', path, _path_keys('gd'), self.training)
         self.check_owners('teacher.', teacher)
-        for label in 'gd' if self.training else '':
+        for label in 'gd' if self.training or measures_teacher(self.opt) else '':
             if teacher.get(f'network_{label}') and not path.get(f'pretrain_network_{label}'):
                 self.doubt(f'`teacher.path.pretrain_network_{label}` is missing, and an untrained network teaches '
                            f'nothing. Name the file with the weights of `teacher.network_{label}`.')
@@ -495,6 +575,8 @@ class _Checker:
             if key not in table and not any(word in str(key) for word in NO_FOLDER):
                 require(f'path.{key}', 'path', value)  # BasicSR makes a folder of it
         self.check_owners('', self.opt)
+        if not self.training and self.opt.get('network_g') and not path.get('pretrain_network_g'):
+            self.warnings.append('`path.pretrain_network_g` is missing: a network with random weights is measured.')
 
     def check_owners(self, prefix: str, section: Options) -> None:
         """Weights must be of a network that is there."""
@@ -503,6 +585,18 @@ class _Checker:
             if value is not None and network.startswith('network_') and not section.get(network):
                 self.doubt(f'`{prefix}path.{key}` has weights for `{prefix}{network}`, which is missing. '
                            'Add the network, or take the weights out.')
+
+    def check_wandb(self) -> None:
+        """What BasicSR finds out after the folders of the run are made."""
+        project = get(self.opt, 'logger.wandb.project')
+        if project is None or not (self.training and self.strict) or 'debug' in self.opt['name']:
+            return
+        if not self.opt['logger'].get('use_tb_logger'):
+            self.refuse('`logger.wandb.project` needs tensorboard, which `logger.use_tb_logger` leaves out. '
+                        'Write `use_tb_logger: true`, or `project: ~`.')
+        if importlib.util.find_spec('wandb') is None:
+            self.refuse('`logger.wandb.project` needs the package wandb, which is not installed. '
+                        'Run `pip install wandb`, or write `project: ~`.')
 
     def check_train(self) -> None:
         train = self.opt['train']
@@ -534,6 +628,10 @@ class _Checker:
                     self.refuse(f'`{key}.layer_weights`: there is no layer `{layer}`.{nearest_or_all(layer, layers)}')
 
     def check_optimizer(self, name: str) -> None:
+        kind = get(self.opt, f'train.{name}.type')
+        if self.ours and kind in UNFIT_OPTIMIZERS:
+            self.refuse(f'`train.{name}.type`: {kind} does not fit this loop, which calls step() without a closure, '
+                        'on dense gradients of any shape. Use Adam or AdamW.')
         self.check_tool(f'train.{name}', 'optimizer', OPTIMIZERS, {'lr': 'weight!'})
 
     def check_scheduler(self) -> None:
@@ -585,7 +683,12 @@ class _Checker:
         function = self.lookup(f'{key}.type', 'metric', metric.get('type'), registered(METRIC_REGISTRY))
         table = {**_arguments(function, skip=('img', 'img2')), **METRIC}
         self.constructor(key, metric, table, _swallows_keys(function), self.refuse)
-        if metric.get('reference') == 'teacher' and not self.opt.get('teacher'):
+        if metric.get('reference') != 'teacher':
+            return
+        if not self.ours:
+            self.refuse(f'`{key}.reference: teacher` is not read by {self.opt["model_type"]}. '
+                        'Set `model_type: DistillationModel`, or write `gt`.')
+        if not self.opt.get('teacher'):
             self.refuse(f'`{key}.reference: teacher` needs `teacher`, which is missing. Add it, or write `gt`.')
 
     # ---- datasets
@@ -597,11 +700,11 @@ class _Checker:
             require(f'datasets.{name}', 'dict', dataset)
             phase = str(name).split('_')[0]
             if phase not in allowed or (phase == 'train' and name != 'train'):
-                self.refuse(f'`datasets.{name}` is of no use in {"training" if self.training else "a test"}. '
+                self.strange(f'`datasets.{name}` is of no use in {"training" if self.training else "a test"}. '
                             f'Call it `{"` or `".join(allowed)}`; further ones are `{allowed[1]}_2`, `{allowed[1]}_3`.')
             self.check_dataset(f'datasets.{name}', dataset, phase == 'train')
         if allowed[0] not in datasets and self.training:
-            self.refuse('`datasets.train` is missing. Write the data set to train on there.')
+            self.strange('`datasets.train` is missing. Write the data set to train on there.')
         names = [dataset.get('name') for phase, dataset in datasets.items() if phase != 'train']
         for name in names:
             if names.count(name) > 1:
@@ -614,7 +717,7 @@ class _Checker:
         cls = self.lookup(f'{key}.type', 'dataset', dataset.get('type'), registered(DATASET_REGISTRY))
         name = dataset['type'].removesuffix('_basicsr')
         table = DATASETS.get(name, getattr(cls, 'option_keys', None))
-        unknown: Callable[[str], None] = self.refuse if table is not None else _ignore
+        unknown: Callable[[str], None] = self.strange if table is not None else _ignore
         if table is None:
             self.warnings.append(f'`{key}.type`: {name} is of another project, so its own keys are not checked.')
         self.table(key, dataset, {**LOADER, **(table or {})}, training, unknown)
@@ -629,6 +732,8 @@ class _Checker:
             self.check_prefetch(key, dataset)
         if training and table is not None:
             self.check_crop(key, dataset)
+        if table is not None and (dataset.get('mean') is None) != (dataset.get('std') is None):
+            self.refuse(f'`{key}` has one of `mean` and `std` only. Write both, or neither.')
         if dataset.get('persistent_workers') and not (training and dataset.get('num_worker_per_gpu')):
             self.refuse(f'`{key}.persistent_workers` needs workers, and there are none'
                         f'{"" if training else " in validation"}. Set `{key}.persistent_workers` to false.')
@@ -674,14 +779,17 @@ class _Rules:
     def check(self) -> None:
         for name in self.configured:
             self.check_needs(name)
-        stages = self.train.get('stages') or []
-        for i, stage in enumerate(stages):
+        given = self.train.get('stages') or []
+        for i, stage in enumerate(given):
             self.check_stage(f'train.stages[{i}]', stage)
-        self.check_sum(stages)
-        self.check_names(stages)
-        implicit = {'losses': self.generators, 'train_d': self._trains_d({'losses': self.configured})}
-        self.check_adversary([(f'train.stages[{i}]', stage) for i, stage in enumerate(stages)] or [('train', implicit)])
-        self.warn_of_unused(stages)
+        self.check_sum(given)
+        self.check_names(given)
+        stages = {f'train.stages[{i}]': stage for i, stage in enumerate(given)}
+        stages = stages or {'train': {'losses': self.generators}}
+        self.check_adversary(stages)
+        self.check_turns(stages)
+        self.warn_of_unused(list(stages.values()))
+        self.warn_of_idle_adversary(stages)
 
     def check_needs(self, name: str) -> None:
         for need in NEEDS.get(name, ()):
@@ -721,10 +829,10 @@ class _Rules:
                 self.refuse(f'`train.stages[{i}].name`: there is a stage `{name}` before. '
                             'Give each stage a name of its own.')
 
-    def check_adversary(self, stages: list[tuple[str, Options]]) -> None:
-        for key, stage in stages:
+    def check_adversary(self, stages: dict[str, Options]) -> None:
+        for key, stage in stages.items():
             self.check_adversarial_stage(key, stage)
-        trained = [key for key, stage in stages if self._trains_d(stage)]
+        trained = [key for key, stage in stages.items() if self._trains_d(stage)]
         if trained and not self.train.get('optim_d'):
             self.refuse(f'`{trained[0]}` trains the discriminator, but `train.optim_d` is missing. '
                         'Add it, for example with the values of `train.optim_g`.')
@@ -751,20 +859,40 @@ class _Rules:
 
     @staticmethod
     def _trains_d(stage: Options) -> bool:
+        """As kd_models/stages.py has it."""
         own = stage.get('discriminator', 'student') == 'student'
-        return bool(stage.get('train_d', own and bool({'gan', 'feature_kd_d'} & set(stage['losses']))))
+        return bool(stage.get('train_d', own and 'gan' in stage['losses']))
+
+    def check_turns(self, stages: dict[str, Options]) -> None:
+        """While the discriminator is trained, these keys leave the generator only some of the iterations."""
+        total = int(self.train['total_iter'])
+        for key in ('net_d_iters', 'net_d_init_iters'):
+            both = any(stage['losses'] and self._trains_d(stage) for stage in stages.values())
+            if both and self.train.get(key, 0) >= total:
+                self.refuse(f'`train.{key}` is {self.train[key]} of {total} iterations, so the generator would never '
+                            'learn while the discriminator does. Write a smaller number.')
 
     def warn_of_unused(self, stages: list[Options]) -> None:
-        used = {name for stage in stages for name in stage['losses']} if stages else set(self.configured)
-        if any(self._trains_d(stage) for stage in stages):
-            used |= {'gan', 'feature_kd_d'}
+        used = {name for stage in stages for name in stage['losses']}
+        trained = [stage for stage in stages if self._trains_d(stage)]
+        if trained:
+            used.add('gan')
+        if any('feature_kd' in stage['losses'] or 'feature_kd' not in self.configured for stage in trained):
+            used.add('feature_kd_d')
         asked = any(need.startswith('teacher') for name in self.configured for need in NEEDS.get(name, ()))
         asked = asked or any(stage.get('discriminator') == 'teacher' for stage in stages)
-        metrics = get(self.opt, 'val.metrics') or {}
-        asked = asked or any(metric.get('reference') == 'teacher' for metric in metrics.values())
+        asked = asked or measures_teacher(self.opt)
         self.warnings += [f'`train.{name}_opt` is on in no stage.' for name in self.configured if name not in used]
         if self.opt.get('teacher') and not asked:
             self.warnings.append('`teacher` is there, but no loss or metric asks it: nothing is distilled.')
+
+    def warn_of_idle_adversary(self, stages: dict[str, Options]) -> None:
+        for key, stage in stages.items():
+            if stage.get('discriminator') == 'teacher' and 'gan' not in stage['losses']:
+                self.warnings.append(f'`{key}.discriminator: teacher` is of no use without `gan` in `{key}.losses`.')
+        if not any(self._trains_d(stage) or 'gan' in stage['losses'] for stage in stages.values()):
+            self.warnings += [f'`train.{key}` is of no use: there is no `gan`, and no discriminator is trained.'
+                              for key in ADVERSARIAL_KEYS if key in self.train]
 
 
 def _ignore(message: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from kd_utils import options, schema
@@ -33,6 +34,11 @@ class TestOurModel:
     losses = LOSSES
     degrades = True
     option_keys = {'train.queue': 'size', 'teacher.cache': 'path', 'sampler_steps': 'size', 'train.stages.grow': 'bool'}
+
+
+@MODEL_REGISTRY.register()
+class TestModelWithLoss(TestOurModel):
+    losses = {'own_kd': 'L1Loss'}
 
 
 @MODEL_REGISTRY.register()
@@ -68,6 +74,27 @@ class TestForeignArch(nn.Module):
 
     def __init__(self, width=8, **kwargs):
         super().__init__()
+
+
+@ARCH_REGISTRY.register()
+class TestForeignBlocks(nn.Module):
+    __test__ = False
+
+    def __init__(self, layers, reduction, num_feat, betas, upscale):
+        super().__init__()
+
+
+@LOSS_REGISTRY.register()
+class TestForeignWeightsLoss(nn.Module):
+    __test__ = False
+
+    def __init__(self, weights, loss_weight=1.0):
+        super().__init__()
+
+
+@LOSS_REGISTRY.register()
+class TestOurWeightsLoss(TestForeignWeightsLoss):
+    __module__ = 'kd_losses.test_loss'
 
 
 @METRIC_REGISTRY.register()
@@ -556,6 +583,23 @@ def test_force_yml(write):
     assert opt['data'] == 'datasets/x' and opt['none'] == {'below': 1}
 
 
+def test_force_yml_twice(write):
+    opt, _ = parse(write('name: a\n'), '--force_yml', 'a=1', 'b=2', '--force_yml', 'c=3', 'a=4')
+    assert (opt['a'], opt['b'], opt['c']) == (4, 2, 3)
+
+
+def test_home_in_weights_of_our_losses(write, monkeypatch):
+    monkeypatch.setenv('HOME', '/home/me')
+    opt, _ = parse(write('name: a\ntrain:\n  a_opt: {type: TestOurWeightsLoss, weights: ~/vgg.pth}\n'
+                         '  b_opt: {type: TestForeignWeightsLoss, weights: ~/x}\n  c_opt: 3\n  4_opt: {type: [1]}\n'))
+    assert opt['train']['a_opt']['weights'] == '/home/me/vgg.pth' and opt['train']['b_opt']['weights'] == '~/x'
+
+
+def test_an_lmdb_may_end_in_a_slash(write):
+    opt, _ = parse(write(DISTILLATION.replace('${KD_DATA}/gt', 'gt.lmdb/')))
+    assert opt['datasets']['train']['dataroot_gt'] == 'gt.lmdb'
+
+
 @pytest.mark.parametrize(('entry', 'fragment'), [
     ('train', 'Write it as train:optim_g:lr=1e-4'),
     ('train::lr=1', 'Write it as train:optim_g:lr=1e-4'),
@@ -581,7 +625,12 @@ def test_force_yml_refuses_and_runs_nothing(write, tmp_path, entry, fragment):
 
 @pytest.mark.parametrize(('text', 'fragment'), [
     ('scale: 4', '`name` cannot be ~. Write text'),
-    ('name: 5', '`name` cannot be 5. Write text, in quotes where it looks like a number.'),
+    ('name: 5', '`name` cannot be 5. Write text, in quotes where it looks like a number, without / and'),
+    ('name: ../datasets', "`name` cannot be '../datasets'. Write text"),
+    ('name: a\\b', '`name` cannot be'),
+    ('name: ..', "`name` cannot be '..'."),
+    ('name: .', "`name` cannot be '.'."),
+    ('name: a\nteacher: {path: abc}', "`teacher.path` cannot be 'abc'. Write a section"),
     ('name: a\nnum_gpu: many', "`num_gpu` cannot be 'many'. Write `auto` or a number of GPUs."),
     ('name: a\nnum_gpu: true', '`num_gpu` cannot be True'),
     ('name: a\ndatasets: [1]', '`datasets` cannot be [1]. Write a section'),
@@ -670,6 +719,11 @@ def test_without_stages_every_loss_is_on():
 @pytest.mark.parametrize(('key', 'value'), [
     ('network_g', {'type': 'SwinIR', 'img_size': 48, 'img_range': 1., 'depths': [6, 6], 'mlp_ratio': 2,
                    'upsampler': 'pixelshuffle', 'resi_connection': '1conv', 'embed_dim': 60, 'num_heads': [6, 6]}),
+    ('network_g', {'type': 'SwinIR', 'img_size': [16, 16]}),
+    ('train.optim_g', {'type': 'Adam', 'lr': 0, 'betas': [0, 0.9], 'eps': 0}),
+    ('train.pixel_opt', {'type': 'TestForeignWeightsLoss', 'weights': [1, 2]}),
+    ('train.net_d_iters', 399999),
+    ('datasets.train.color', 'y'),
     ('network_g', {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'res_scale': 0.1, 'rgb_mean': [0.4, 0.4, 0.4]}),
     ('network_g', {'type': 'SRVGGNetCompact', 'num_conv': 16, 'act_type': 'prelu'}),
     ('network_g', {'type': 'SRVGGNetCompact_basicsr'}),
@@ -721,7 +775,7 @@ def test_the_teachers_discriminator_can_be_the_critic():
 @pytest.mark.parametrize(('key', 'value', 'fragments'), [
     # unknown keys, in every section
     ('scael', 4, ['Unknown key `scael`. Did you mean `scale`?']),
-    ('zzzzzz', 4, ['Unknown key `zzzzzz`. Choose from: datasets, dist_params, ']),
+    ('zzzzzz', 4, ['Unknown key `zzzzzz`. Choose from: ', ', ...']),
     ('network_x', {'type': 'EDSR'}, ['Unknown key `network_x`.']),
     ('datasets.train.use_flip', True, ['`datasets.train.use_flip`', 'Did you mean `use_hflip`?']),
     ('datasets.val.io_backend.tpye', 'disk', ['`datasets.val.io_backend.tpye`', '`type`']),
@@ -750,7 +804,7 @@ def test_the_teachers_discriminator_can_be_the_critic():
     ('network_d.type', 'UNetDiscriminator', ['Did you mean `UNetDiscriminatorSN`?']),
     ('network_g.type', REMOVE, ['`network_g.type` is missing.']),
     ('network_g.type', 7, ['`network_g.type` cannot be 7.']),
-    ('teacher.network_d.type', 'zzzz', ['`teacher.network_d.type`', 'EDSR, ', 'must be imported']),
+    ('teacher.network_d.type', 'zzzz', ['`teacher.network_d.type`', ', ... One of', 'must be imported']),
     ('datasets.train.type', 'PairedImagesDataset', ['no dataset is called', '`PairedImageDataset`']),
     ('val.metrics.psnr.type', 'psnr', ['`val.metrics.psnr.type`: no metric is called `psnr`.', 'calculate_psnr']),
     ('train.pixel_opt.type', 'L2Loss', ['`train.pixel_opt.type`: no loss is called `L2Loss`. Did you mean `L1Loss`?']),
@@ -820,7 +874,7 @@ def test_the_teachers_discriminator_can_be_the_critic():
     ('train.ema_decay', float('nan'), ['`train.ema_decay` cannot be nan.']),
     ('train.optim_g.lr', '1e-4', ["`train.optim_g.lr` cannot be '1e-4'. Write a number", '1.0e-4']),
     ('train.optim_g.lr', -1.0, ['`train.optim_g.lr` cannot be -1.0.']),
-    ('train.optim_g.betas', [0.9, 'b'], ['`train.optim_g.betas` cannot be', 'a list of numbers']),
+    ('train.optim_g.betas', [0.9, 'b'], ['`train.optim_g.betas` cannot be', 'a list of two numbers']),
     ('train.scheduler.milestones', 5, ['`train.scheduler.milestones` cannot be 5.']),
     ('train.pixel_opt', 'L1Loss', ['`train.pixel_opt` cannot be', 'a section']),
     ('train.pixel_opt.loss_weight', 'big', ['`train.pixel_opt.loss_weight` cannot be']),
@@ -849,7 +903,28 @@ def test_the_teachers_discriminator_can_be_the_critic():
     ('logger.print_freq', -100, ['`logger.print_freq` cannot be -100.']),
     ('logger.use_tb_logger', 'true', ['`logger.use_tb_logger` cannot be']),
     ('dist_params.backend', 'ncll', ['Did you mean `nccl`?']),
+    ('name', '../datasets', ["`name` cannot be '../datasets'.", 'without / and \\']),
+    ('datasets.val.name', 'a/b', ["`datasets.val.name` cannot be 'a/b'."]),
+    ('datasets.val.name', 'a\\b', ['`datasets.val.name` cannot be']),
+    ('datasets.train.name', '..', ["`datasets.train.name` cannot be '..'."]),
+    ('val.suffix', '../x', ["`val.suffix` cannot be '../x'."]),
+    ('datasets.train.color', 'rgb', ["`datasets.train.color` cannot be 'rgb'. Write `y`, or ~."]),
+    ('datasets.train.mean', [0.5, 0.5], ['`datasets.train.mean` cannot be [0.5, 0.5].', 'three numbers, or of one']),
+    ('datasets.train.mean', [0.5, 0.5, 0.5], ['`datasets.train` has one of `mean` and `std` only.']),
+    ('network_g', {'type': 'SwinIR', 'img_size': 'big'}, ["`network_g.img_size` cannot be 'big'."]),
+    ('train.optim_g.betas', [0.9], ['`train.optim_g.betas` cannot be [0.9].', 'such as [0.9, 0.99]']),
+    ('train.optim_g.betas', [0.9, 1], ['`train.optim_g.betas` cannot be [0.9, 1].']),
+    ('train.optim_g.betas', [-0.1, 0.9], ['`train.optim_g.betas` cannot be']),
+    ('train.optim_g.eps', -1e-8, ['`train.optim_g.eps` cannot be -1e-08.']),
+    ('train.optim_g.type', 'LBFGS', ['`train.optim_g.type`: LBFGS does not fit this loop', 'Use Adam']),
+    ('train.optim_d.type', 'SparseAdam', ['`train.optim_d.type`: SparseAdam does not fit']),
+    ('train.optim_g.type', 'Muon', ['`train.optim_g.type`: Muon does not fit']),
     # options that do not fit each other
+    ('logger', {'print_freq': 1, 'save_checkpoint_freq': 1, 'wandb': {'project': 'p'}},
+     ['`logger.wandb.project` needs tensorboard', 'Write `use_tb_logger: true`']),
+    ('logger.wandb.project', 'p', ['needs the package wandb, which is not installed', 'pip install wandb']),
+    ('train.net_d_iters', 400000, ['`train.net_d_iters` is 400000 of 400000 iterations', 'never']),
+    ('train.net_d_init_iters', 400000, ['`train.net_d_init_iters` is 400000 of 400000 iterations']),
     ('train.total_iter', 1000, ['add up to 400000 iterations, but `train.total_iter` is 1000.', ': 400000`']),
     ('train.stages.1.name', 'supervised', ['`train.stages[1].name`: there is a stage `supervised` before']),
     ('train.stages.1.losses', ['pixle'], ['`train.stages[1].losses` names `pixle`', 'Did you mean `pixel`?']),
@@ -873,10 +948,19 @@ def test_the_teachers_discriminator_can_be_the_critic():
     ('train.scheduler', {'type': 'CosineAnnealingRestartLR', 'periods': [2e5, 2e5]}, ['2 `periods`, but 1 `restart_w']),
     ('train.scheduler.restarts', [0, 5], ['2 `restarts`, but 1 `restart_weights`']),
 ])
-def test_refusals(key, value, fragments):
+def test_refusals(key, value, fragments, monkeypatch):
+    monkeypatch.setattr(schema.importlib.util, 'find_spec', lambda name: None)
     message = refusal(change(distillation(), key, value))
     assert all(fragment in message for fragment in fragments), message
     assert '\n' not in message
+
+
+def test_wandb_where_it_is_installed(monkeypatch):
+    opt = change(distillation(), 'logger.wandb.project', 'p')
+    monkeypatch.setattr(schema.importlib.util, 'find_spec', lambda name: None)
+    check_options({**opt, 'name': 'debug_sdakd'}, LOSSES)  # BasicSR leaves wandb out
+    monkeypatch.setattr(schema.importlib.util, 'find_spec', lambda name: object())
+    check_options(opt, LOSSES)
 
 
 def test_workers_and_cpu_prefetch():
@@ -929,9 +1013,65 @@ def test_a_loss_without_options_is_on_with_its_defaults():
     assert check_options(opt, LOSSES) == ['`train.ldl_opt` is on in no stage.']
 
 
+@pytest.mark.parametrize(('key', 'value'), [
+    ('gan_mode', 'standard'), ('update_order', 'd_first'), ('r1_reg_weight', 10), ('net_d_reg_every', 16),
+    ('net_d_iters', 999999), ('net_d_init_iters', 999999)])
+def test_adversarial_options_without_an_adversary_are_warned_of(key, value):
+    opt = change(adversarial_files(), f'train.{key}', value)
+    if value != 999999:
+        assert check_options(opt, LOSSES) == []
+    for name in {'gan_opt', 'optim_d', 'net_d_iters', 'net_d_init_iters'} - {key}:
+        del opt['train'][name]
+    assert check_options(opt, LOSSES) == [
+        f'`train.{key}` is of no use: there is no `gan`, and no discriminator is trained.']
+
+
+def test_the_teachers_discriminator_without_gan_is_warned_of():
+    opt = change(distillation(), 'train.stages.0.discriminator', 'teacher')
+    assert ('`train.stages[0].discriminator: teacher` is of no use without `gan` in `train.stages[0].losses`.'
+            in check_options(opt, LOSSES))
+
+
+def test_feature_kd_d_trains_no_discriminator():
+    """As kd_models/stages.py: by default it is trained where `gan` is on."""
+    opt = change(distillation(), 'train.stages', REMOVE)
+    del opt['train']['gan_opt']
+    assert '`train.optim_d` is there, but nothing trains the discriminator.' in refusal(opt)
+    del opt['train']['optim_d']
+    assert '`train.feature_kd_d_opt` is on in no stage.' in check_options(opt, LOSSES)
+    opt = distillation()
+    opt['train']['stages'][1]['train_d'] = opt['train']['stages'][2]['train_d'] = False
+    del opt['train']['optim_d']
+    assert '`train.feature_kd_d_opt` is on in no stage.' in check_options(opt, LOSSES)
+
+
 def test_an_idle_teacher_is_a_warning():
     opt = {**adversarial_files(), 'teacher': distillation()['teacher']}
     assert check_options(opt, LOSSES) == ['`teacher` is there, but no loss or metric asks it: nothing is distilled.']
+
+
+def test_a_test_without_weights_is_warned_of(write):
+    opt, _ = parse(write(TEST), is_train=False)
+    for value in (None, REMOVE):
+        assert check_options(change(opt, 'path.pretrain_network_g', value), LOSSES) == [
+            '`path.pretrain_network_g` is missing: a network with random weights is measured.']
+
+
+def test_a_test_against_the_teacher_needs_its_weights(write):
+    opt, _ = parse(write(TEST), is_train=False)
+    opt.update(model_type='TestOurModel', teacher=distillation()['teacher'])
+    opt['val']['metrics'] = {'psnr': {'type': 'calculate_psnr', 'crop_border': 4, 'reference': 'teacher'}}
+    check_options(opt, LOSSES)
+    message = refusal(change(opt, 'teacher.path.pretrain_network_g', None))
+    assert '`teacher.path.pretrain_network_g` is missing' in message
+    opt['datasets'] = {}
+    with pytest.raises(OptionError, match='`path.pretrain_network_g`: `net_g.pth` is missing'):
+        check_files(opt)
+    (Path() / 'net_g.pth').write_bytes(b'')
+    with pytest.raises(OptionError, match='`teacher.path.pretrain_network_g`: `.*t.pth` is missing'):
+        check_files(opt)
+    opt['val']['metrics']['psnr']['reference'] = 'gt'
+    check_files(opt)
 
 
 def test_in_a_test_only_test_sets_count(write):
@@ -960,8 +1100,18 @@ def test_a_class_may_use_a_known_name_for_something_else():
     def metric(img, img2, criterion='mse', gamma=-1.0, reduction: str = 'batch', num_feat=None, crop_border: int = 4):
         return 0.0
 
+    metric.__module__ = 'kd_metrics.test_metric'
     assert schema._arguments(metric, skip=('img', 'img2')) == {
         'criterion': 'text?', 'gamma': 'number', 'reduction': 'text', 'num_feat': 'size?', 'crop_border': 'count'}
+    metric.__module__ = 'their_metrics'
+    assert schema._arguments(metric, skip=('img', 'img2')) == {
+        'criterion': 'text?', 'gamma': 'number', 'reduction': 'text', 'num_feat': 'any?', 'crop_border': 'int'}
+
+
+def test_names_in_a_foreign_network_mean_what_they_mean_there():
+    network = {'type': 'TestForeignBlocks', 'layers': [2, 2, 6, 2], 'reduction': 16, 'num_feat': [16, 32],
+               'betas': 3, 'upscale': 1.5}
+    check_options(change(distillation(), 'network_g', network), LOSSES)
 
 
 def keys_of(value: Any, path: str = '') -> list[str]:
@@ -1008,6 +1158,53 @@ def test_a_foreign_models_loop_keys_are_still_checked():
     assert '`path.cache` cannot be ~' in refusal(change(opt, 'path.cache', None))
 
 
+@pytest.mark.parametrize('model', ['SRGANModel', 'TestForeignModel'])
+def test_metrics_against_the_teacher_need_our_model(model):
+    opt = {**read(SRGAN), 'model_type': model}
+    message = refusal(change(opt, 'val.metrics.psnr.reference', 'teacher'))
+    assert f'`val.metrics.psnr.reference: teacher` is not read by {model}.' in message
+    assert 'Set `model_type: DistillationModel`' in message
+
+
+@pytest.mark.parametrize(('key', 'value'), [
+    ('teacher', {'network_g': {'type': 'SRVGGNetCompact'}, 'path': {'pretrain_network_g': 'x.pth'}}),
+    ('train.response_kd_opt', {'type': 'L1Loss'}), ('train.feature_kd_opt', {}), ('train.feature_kd_d_opt', {}),
+    ('train.contrastive_opt', {}), ('train.own_kd_opt', {'type': 'L1Loss'}), ('train.gan_mode', 'relativistic'),
+    ('train.update_order', 'd_first'), ('train.stages', [{'name': 'a', 'iters': 400000, 'losses': ['pixel']}]),
+])
+def test_basicsrs_own_models_refuse_what_they_do_not_read(key, value):
+    losses = {**LOSSES, 'own_kd': None}
+    opt = change(read(SRGAN), key, value)
+    with pytest.raises(OptionError, match=f'`{key}` is not read by SRGANModel.*`model_type: DistillationModel`'):
+        check_options(opt, losses)
+    if key != 'train.feature_kd_opt' and key != 'train.feature_kd_d_opt':
+        check_options({**opt, 'model_type': 'TestForeignModel'}, {**losses, 'contrastive': 'L1Loss'})
+
+
+def test_a_models_own_losses_count():
+    opt = change(change(distillation(), 'train.own_kd_opt', {'loss_weight': 1.0}), 'model_type', 'TestModelWithLoss')
+    assert 'Unknown key `train.own_kd_opt`' in refusal(change(opt, 'model_type', 'TestOurModel'))
+    assert '`train.own_kd_opt` is on in no stage.' in check_options(opt, LOSSES)
+    assert '`train.own_kd_opt.weight`' in refusal(change(opt, 'train.own_kd_opt.weight', 1))
+
+
+def test_in_another_projects_loop_unknown_keys_are_warned_of():
+    opt = {**distillation(), 'tracker': {'url': 'x'}}
+    opt['logger']['images'] = 4
+    opt['logger']['wandb'] = {'project': 'p', 'entity': 'us'}
+    opt['dist_params']['timeout'] = 60
+    opt['datasets']['val']['cache'] = True
+    opt['datasets']['extra'] = {**opt['datasets']['val'], 'name': 'Extra'}
+    refusal(opt)
+    warnings = check_options(opt, LOSSES, strict=False)
+    for key in ('tracker', 'logger.images', 'logger.wandb.entity', 'dist_params.timeout', 'datasets.val.cache',
+                'datasets.extra'):
+        assert sum(f'`{key}`' in warning and 'the loop may know better' in warning for warning in warnings) == 1, key
+    for key, value in (('train.pixel_op', {}), ('network_g.num_feats', 4), ('logger.print_freq', -1), ('scale', '4')):
+        with pytest.raises(OptionError):
+            check_options(change(opt, key, value), LOSSES, strict=False)
+
+
 def test_a_foreign_dataset_gets_a_warning():
     opt = change(distillation(), 'datasets.train', {
         'name': 'a', 'type': 'TestForeignDataset', 'anything': {'goes': True}, 'gt_size': [1, 2], 'dataroot_lq': 'x',
@@ -1045,8 +1242,8 @@ def test_every_registered_signature_becomes_a_table():
         for name, factory in registry:
             for kind in schema._arguments(factory).values():
                 assert schema._words(kind.rstrip('!')), name
-    assert schema._arguments(schema.OPTIMIZERS['Adam'])['betas'] == 'numbers'
-    assert 'Optimizer' not in schema.OPTIMIZERS
+    assert schema._arguments(schema.OPTIMIZERS['Adam'])['betas'] == 'betas'
+    assert not {'Optimizer', 'LBFGS', 'SparseAdam', 'Muon'} & schema.OPTIMIZERS.keys()
 
 
 def test_nearest():
@@ -1055,20 +1252,35 @@ def test_nearest():
     assert nearest('zzz', ['scale']) == '' and nearest('a', []) == ''
 
 
+def test_of_many_names_the_message_has_eight():
+    assert schema.nearest_or_all('z', 'hgfedcba') == ' Choose from: a, b, c, d, e, f, g, h.'
+    names = [f'network{i:03}' for i in range(500)] + ['calculate_psnr']
+    hint = schema.nearest_or_all('psnr', names)
+    assert hint.startswith(' Choose from: calculate_psnr, network0') and hint.endswith(', ...')
+    assert hint.count(', ') == 8
+
+
 # -------------------------------------------------------------------------------------------------------------- files
+
+
+def save_image(path: Path, size: tuple[int, int], **keywords: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    Image.new('RGB', size).save(path, **keywords)
 
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """Options whose files all exist, in the working directory."""
     monkeypatch.chdir(tmp_path)
-    for name in ('gt/a.png', 'gt/b.png', 'lq/ax4.png', 'lq/bx4.png', 'gt/.hidden', 'weights/net.pth', 'other/x.png'):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b'')
+    for name, size in (('gt/a.png', (132, 128)), ('gt/b.png', (128, 140)), ('lq/ax4.png', (33, 32)),
+                       ('lq/bx4.png', (32, 35)), ('other/x.png', (33, 32))):
+        save_image(tmp_path / name, size)
+    for name in ('gt/.hidden', 'weights/net.pth'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b'')
     opt = distillation()
     opt['datasets']['train'].update(dataroot_gt='gt', dataroot_lq='lq')
-    opt['datasets']['val'].update(dataroot_gt='gt', dataroot_lq='gt')
+    opt['datasets']['val'].update(dataroot_gt='gt', dataroot_lq='lq', filename_tmpl='{}x4')
     opt['teacher']['path'].update(pretrain_network_g='weights/net.pth', pretrain_network_d='weights/net.pth')
     return opt
 
@@ -1098,7 +1310,8 @@ def test_files_that_are_there(files):
       'Download RealESRGAN_x4plus.pth from https://github.com/xinntao/Real-ESRGAN/releases', 'into `weights/`']),
     ('teacher.path.pretrain_network_g', 'weights/ent.pth', ['`weights/ent.pth` is missing.', 'mean `net.pth`?']),
     ('path.pretrain_network_g', 'weights', ['`path.pretrain_network_g`: `weights` is a folder.']),
-    ('train.perceptual_opt.weights', 'vgg.pth', ['`train.perceptual_opt.weights`: `vgg.pth` is missing.']),
+    ('train.perceptual_opt', {'type': 'TestOurWeightsLoss', 'weights': 'vgg.pth'},
+     ['`train.perceptual_opt.weights`: `vgg.pth` is missing.']),
     ('path.resume_state', 'weights/5.state', ['`path.resume_state`: `weights/5.state` is no training state.']),
     ('path.resume_state', 'weights/net.pth', ['`weights/net.pth` is no training state.']),
 ])
@@ -1137,30 +1350,134 @@ def test_files_of_one_kind_only(files, tmp_path):
 def test_empty_folders_and_lists(files, tmp_path):
     (tmp_path / 'empty').mkdir()
     assert 'the folder `empty` is empty' in file_refusal(change(files, 'datasets.train.dataroot_gt', 'empty'))
+
+
+@pytest.mark.parametrize(('text', 'fragment'), [
+    ('', '`list.txt` lists no images'),
+    ('c.png (480,480,3)\n', '`datasets.train.meta_info_file`: `c.png`, of line 1, is not in `gt`.'),
+    ('a.png (480,480,3)\nb.png\nc.png\n', '`c.png`, of line 3, is not in `gt`.'),
+    ('d.png\n', '`dx4.png`, of line 1, is not in `lq`.'),
+    ('a.png\n\nb.png\n', 'line 2 of `list.txt` is blank.'),
+    ('a.png\n\n', 'line 2 of `list.txt` is blank.'),
+    ('a.png (132,128,3)\nb.png\n', None),
+])
+def test_lists(files, tmp_path, text, fragment):
     opt = change(files, 'datasets.train.meta_info_file', 'list.txt')
-    (tmp_path / 'list.txt').write_text('')
-    assert '`list.txt` lists no images' in file_refusal(opt)
-    (tmp_path / 'list.txt').write_text('c.png (480,480,3)\n')
-    assert 'its first image, `c.png`, is not in `gt`' in file_refusal(opt)
-    (tmp_path / 'list.txt').write_text('a.png (480,480,3)\n')
+    del opt['datasets']['val']
+    save_image(tmp_path / 'gt/d.png', (128, 128))
+    (tmp_path / 'list.txt').write_text(text)
+    if fragment:
+        assert fragment in file_refusal(opt)
+    else:
+        check_files(opt)
+
+
+def test_lists_of_pairs(files, tmp_path):
+    opt = change(files, 'datasets.train.type', 'RealESRGANPairedDataset')
+    opt['datasets']['train']['meta_info'] = 'list.txt'
+    (tmp_path / 'list.txt').write_text('a.png, ax4.png\nb.png, bx4.png\n')
     check_files(opt)
+    (tmp_path / 'list.txt').write_text('a.png, ax4.png\nb.png bx4.png\n')
+    assert 'line 2 of `list.txt` is no pair. Write `GT_NAME, LQ_NAME`.' in file_refusal(opt)
+    (tmp_path / 'list.txt').write_text('a.png, ax4.png\nb.png, ax4.png\n')
+    assert '`gt/b.png` is 128x140, and `lq/ax4.png` is 33x32' in file_refusal(opt)
 
 
-def test_lmdb(files, tmp_path):
+@pytest.mark.parametrize('listed', [False, True])
+def test_sizes(files, tmp_path, listed):
+    if listed:
+        (tmp_path / 'list.txt').write_text('a.png\nb.png\n')
+        files['datasets']['train']['meta_info_file'] = 'list.txt'
+    save_image(tmp_path / 'gt/b.png', (129, 140))
+    assert file_refusal(files) == (
+        '`datasets.train`: `gt/b.png` is 129x140, and `lq/bx4.png` is 32x35, which does not fit the scale 4. Make '
+        'pairs that do: `kd-prepare lr gt LR --scale 4 --hr-out HR`.')
+    validation = change(files, 'datasets.train', REMOVE)
+    check_files(validation)  # BasicSR crops what is over
+    for name, size, fits in (('gt', (128, 139), False), ('gt', (128, 174), True), ('lq', (33, 35), False),
+                             ('lq', (16, 16), False), ('lq', (32, 35), True)):
+        save_image(tmp_path / ('gt/b.png' if name == 'gt' else 'lq/bx4.png'), size)
+        if fits:
+            check_files(validation)
+        else:
+            assert '`datasets.val`: `gt/b.png` is ' in file_refusal(validation)
+
+
+def test_crops_larger_than_an_image(files, tmp_path):
+    save_image(tmp_path / 'gt/b.png', (124, 128))
+    save_image(tmp_path / 'lq/bx4.png', (31, 32))
+    assert file_refusal(files) == ('`datasets.train.gt_size` is 128, but `gt/b.png` is only 124x128. '
+                                   'Write 124 or less, or take such images out.')
+
+
+@pytest.mark.parametrize(('content', 'fragment'), [(b'', 'is empty'), (b'words', 'cannot be read as an image')])
+def test_images_that_cannot_be_read(files, tmp_path, content, fragment):
+    (tmp_path / 'lq/bx4.png').write_bytes(content)
+    assert f'`datasets.train`: `lq/bx4.png` {fragment}.' in file_refusal(files)
+    files['datasets'] = {'val': {'type': 'SingleImageDataset', 'dataroot_lq': 'lq', 'io_backend': {'type': 'disk'}}}
+    assert f'`datasets.val`: `lq/bx4.png` {fragment}.' in file_refusal(files)
+
+
+def test_photos_are_turned_as_opencv_turns_them(files, tmp_path):
+    import cv2
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save_image(tmp_path / 'turned.jpg', (40, 20), exif=exif)
+    assert options._image_size('key', str(tmp_path / 'turned.jpg')) == (20, 40)
+    assert cv2.imread(str(tmp_path / 'turned.jpg')).shape == (40, 20, 3)
+
+
+@pytest.fixture
+def lmdb_files(files, tmp_path):
     for root in ('gt.lmdb', 'lq.lmdb'):
         (tmp_path / root).mkdir()
         for name in ('data.mdb', 'meta_info.txt'):
-            (tmp_path / root / name).write_text('a.png')
+            (tmp_path / root / name).write_text('a.png\n')
     files['datasets']['train'].update(dataroot_gt='gt.lmdb', dataroot_lq='lq.lmdb', io_backend={'type': 'lmdb'})
-    check_files(files)
-    assert '`io_backend: {type: lmdb}`' in file_refusal(change(files, 'datasets.train.io_backend', {'type': 'disk'}))
+    return files
+
+
+def test_lmdb(lmdb_files):
+    check_files(lmdb_files)
+    check_files(change(lmdb_files, 'datasets.train.dataroot_gt', 'gt.lmdb/'))
+    message = file_refusal(change(lmdb_files, 'datasets.train.io_backend', {'type': 'disk'}))
+    assert '`io_backend: {type: lmdb}`' in message
+
+
+def test_an_lmdb_of_another_name(lmdb_files, tmp_path):
+    (tmp_path / 'lq.lmdb').rename(tmp_path / 'lq_lmdb')
+    message = file_refusal(change(lmdb_files, 'datasets.train.dataroot_lq', 'lq_lmdb'))
+    assert message.startswith('`datasets.train.dataroot_lq`: BasicSR takes an LMDB only if its name ends in .lmdb')
+
+
+@pytest.mark.parametrize(('gt', 'lq', 'fragment'), [
+    ('a.png\n', 'a.png\nb.png\n', '`lq.lmdb` has the image `b`, which the other LMDB lacks.'),
+    ('a.png\nb.png\n', 'a.png\n', '`gt.lmdb` has the image `b`, which the other LMDB lacks.'),
+    ('a.png (128,200,3) 1\n', 'a.png (32,50,3) 1\n', None),
+    ('a.png (128,200,3) 1\n', 'a.png (64,100,3) 1\n', '`gt.lmdb/a` is 200x128, and `lq.lmdb/a` is 100x64'),
+    ('a.png (120,120,3) 1\n', 'a.png (30,30,3) 1\n', '`datasets.train.gt_size` is 128, but `gt.lmdb/a` is only'),
+])
+def test_lmdbs_that_differ(lmdb_files, tmp_path, gt, lq, fragment):
+    (tmp_path / 'gt.lmdb/meta_info.txt').write_text(gt)
+    (tmp_path / 'lq.lmdb/meta_info.txt').write_text(lq)
+    if fragment:
+        assert fragment in file_refusal(lmdb_files)
+    else:
+        check_files(lmdb_files)
+
+
+def test_weights_of_foreign_losses_are_no_files(files):
+    check_files(change(files, 'train.pixel_opt', {'type': 'TestForeignWeightsLoss', 'weights': 'vgg'}))
+    check_files(change(files, 'train.pixel_opt', {'type': 'TestForeignWeightsLoss', 'weights': [1, 2]}))
 
 
 def test_resuming_replaces_the_students_weights(files, tmp_path):
     (tmp_path / 'weights/5.state').write_bytes(b'')
     opt = change(files, 'path.pretrain_network_g', 'gone.pth')
     assert '`gone.pth` is missing' in file_refusal(opt)
-    check_files(change(opt, 'path.resume_state', 'weights/5.state'))
+    opt = change(opt, 'path.resume_state', 'weights/5.state')
+    check_files(opt)
+    assert '`gone.pth` is missing' in file_refusal({**opt, 'is_train': False}), 'a test resumes nothing'
 
 
 def test_a_test_asks_no_teacher(files):

@@ -1,3 +1,4 @@
+# ruff: noqa: I001, E501
 """Bicubic interpolation against the teacher's images: the level at which a student has learnt nothing from it.
 
     python docs/results/real_teacher/bicubic.py datasets/prepared/GB82/LRbicX4 results/teacher_realesr_general_x4v3/visualization/GB82
@@ -5,7 +6,7 @@
 import sys
 from pathlib import Path
 
-import kd_models  # noqa: F401, I001  first: it makes basicsr importable
+import kd_models  # noqa: F401  first: it makes basicsr importable
 import cv2
 import numpy as np
 from basicsr.metrics import calculate_psnr
