@@ -41,6 +41,7 @@ from basicsr.utils import (
 )
 from basicsr.utils.dist_util import get_dist_info, master_only
 from basicsr.utils.options import dict2str
+from basicsr.utils.registry import MODEL_REGISTRY
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -165,6 +166,9 @@ def _read_options(argv: Sequence[str] | None, root_path: str, is_train: bool) ->
     """The options, checked as far as is possible without building anything."""
     opt, args = parse_options(sys.argv[1:] if argv is None else list(argv), root_path, is_train)
     args.text = Path(args.opt).read_text(encoding='utf-8')  # its folder may be archived soon
+    model = MODEL_REGISTRY._obj_map.get(opt.get('model_type'))
+    if isinstance(model, type) and issubclass(model, DistillationModel):
+        model.complete(opt)
     args.messages += check_options(opt, DistillationModel.losses)
     check_files(opt)
     return opt, args

@@ -51,7 +51,9 @@ class DistillationModel(ValidatedModel):
 
     def __init__(self, opt: dict[str, Any]) -> None:
         # our loop has done this already, another project's has not
-        for message in apply_aliases(opt) + check_options(opt, self.losses, strict=False):
+        messages = apply_aliases(opt)
+        self.complete(opt)
+        for message in messages + check_options(opt, self.losses, strict=False):
             get_root_logger().warning(message)
         self.teacher: Teacher | None = None
         self.net_d: Any = None  # an nn.Module where there is a `network_d`
@@ -62,6 +64,10 @@ class DistillationModel(ValidatedModel):
         super().__init__(opt)
         if not self.is_train and any(refers_to_teacher(option) for option in self._metrics().values()):
             self.teacher = Teacher(opt['teacher'], self.device)
+
+    @classmethod
+    def complete(cls, opt: dict[str, Any]) -> None:
+        """Writes what a method takes for granted into the options where they are silent; `~` is not silent."""
 
     # ---------------------------------------------------------------- construction
 
@@ -330,8 +336,9 @@ class DistillationModel(ValidatedModel):
         for name in self.terms:  # one order for every YAML file
             if name in self.stage.losses:
                 for log_name, value in self.terms[name](step).items():
-                    value = value * self.stage.weights[name] if name in self.stage.weights else value
-                    total = total + value
+                    if log_name.startswith('l_'):
+                        value = value * self.stage.weights[name] if name in self.stage.weights else value
+                        total = total + value
                     self.loss_tensors[log_name] = value.detach()
         self.runtime.backward(total)  # type: ignore[arg-type]
         self.runtime.step(self.optimizer_g)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from basicsr.losses.loss_util import get_refined_artifact_map
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kd_models.step import Step
 
@@ -32,7 +33,7 @@ class Term:
         self.model = model
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
-        """Log name -> value; the values are summed."""
+        """Log name -> value; those named `l_...` are summed, others are logged only."""
         raise NotImplementedError
 
     def fits(self, images: Tensor) -> bool:
@@ -107,6 +108,25 @@ class FeatureKDTerm(Term):
         return True
 
 
+class ContrastiveTerm(Term):
+    """l_g_contrastive: the student's image is to be nearer to the teacher's than to any other (MCAD-KD)."""
+    needs = frozenset({'teacher'})
+    default_type = 'MultiScaleContrastiveLoss'
+
+    def __call__(self, step: Step) -> dict[str, Tensor]:
+        degraded = None
+        if self.criterion.degraded:
+            degraded = F.interpolate(step.lq, size=step.output.shape[-2:], mode='bicubic').clamp(0, 1)
+        parts = self.criterion(step.output, step.teacher, degraded)
+        loss = parts.pop('loss')
+        return {'l_g_contrastive': loss, **{f'contrastive_{name}': value for name, value in parts.items()}}
+
+    def fits(self, images: Tensor) -> bool:
+        """Whether it returns a scalar `loss`; a batch of one image has no negatives and is refused by the criterion."""
+        batch = self.model.opt['datasets']['train']['batch_size_per_gpu'] * self.model.opt['world_size']
+        return self.criterion(*[images.repeat(min(batch, 2), 1, 1, 1)] * 3)['loss'].dim() == 0
+
+
 # The order of the sum, so of the gradients' accumulation: BasicSR's own (RealESRGANModel has all four), then ours.
 TERMS: dict[str, type[Term]] = {
     'pixel': PixelTerm,
@@ -115,5 +135,6 @@ TERMS: dict[str, type[Term]] = {
     'gan': GANTerm,
     'response_kd': ResponseKDTerm,
     'feature_kd': FeatureKDTerm,
+    'contrastive': ContrastiveTerm,
 }
 STOCK = ('pixel', 'ldl', 'perceptual', 'gan')

@@ -53,6 +53,10 @@ ALIASES: dict[str, str] = {
 VALUE_ALIASES: dict[str, dict[str, str]] = {
     'model_type': {'MCADKD': 'MCADKDModel'},
 }
+# key -> (its values that mean something else there, the key that means it here)
+MOVED_VALUES: dict[str, tuple[tuple[str, ...], str]] = {
+    'train.contrastive_opt.type': (('image', 'patch', 'hybrid'), 'train.contrastive_opt.level'),
+}
 
 _REAL_ESRGAN = 'https://github.com/xinntao/Real-ESRGAN/releases'
 _MODEL_ZOO = 'https://github.com/XPixelGroup/BasicSR/blob/master/docs/ModelZoo.md'
@@ -290,7 +294,9 @@ def apply_aliases(opt: Options) -> list[str]:
         if isinstance(value, str) and value in values:
             section[name] = values[value]
             messages.append(f'`{key}: {value}` is read as `{key}: {values[value]}`.')
-    for old, new in () if is_foreign(opt.get('model_type')) else ALIASES.items():
+    aliases = dict(ALIASES)
+    aliases.update({old: new for old, (values, new) in MOVED_VALUES.items() if get(opt, old) in values})
+    for old, new in () if is_foreign(opt.get('model_type')) else aliases.items():
         section, name = _owner(opt, old)
         if name not in section:
             continue

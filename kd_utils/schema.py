@@ -173,7 +173,7 @@ STAGE: Table = {
 }
 
 VAL: Table = {'val_freq': 'iters!train', 'save_img': 'bool', 'suffix': 'name?', 'pbar': 'bool', 'metrics': 'dict?',
-              'flip_seq': 'bool', 'center_frame_only': 'bool'}
+              'flip_seq': 'bool', 'center_frame_only': 'bool', 'self_ensemble': 'bool'}
 METRIC: Table = {'type': 'str!', 'better': 'higher|lower', 'reference': 'gt|teacher'}
 LOGGER: Table = {'print_freq': 'iters!train', 'save_checkpoint_freq': 'iters!train', 'use_tb_logger': 'bool',
                  'wandb': 'dict?'}

@@ -374,7 +374,8 @@ def test_what_does_not_fit_is_refused_at_construction(tmp_path, change, message)
 
 
 def test_losses_are_registered_by_name():
-    assert set(DistillationModel.losses) == {'pixel', 'ldl', 'perceptual', 'gan', 'response_kd', 'feature_kd'}
+    assert set(DistillationModel.losses) == {'pixel', 'ldl', 'perceptual', 'gan', 'response_kd', 'feature_kd',
+                                             'contrastive'}
 
 
 @pytest.mark.parametrize('train_opt, message', [

@@ -661,7 +661,8 @@ def test_mcadkd_keys_are_renamed_and_reported(write):
     assert not {'pretrain_network_t', 'param_key_t', 'strict_load_t'} & opt['path'].keys()
     assert not {'resp_kd_opt', 'adversarial_opt'} & opt['train'].keys()
     assert args.messages[0] == '`model_type: MCADKD` is read as `model_type: MCADKDModel`.'
-    assert '`network_t` is read as `teacher.network_g`.' in args.messages and len(args.messages) == 8
+    assert '`network_t` is read as `teacher.network_g`.' in args.messages and len(args.messages) == 9
+    assert opt['train']['contrastive_opt']['level'] == 'hybrid' and 'type' not in opt['train']['contrastive_opt']
 
 
 def test_old_and_new_key_together_are_refused():

@@ -1,0 +1,180 @@
+"""Multi-scale contrastive distillation: the student's image is to be more like the teacher's than like any other."""
+from __future__ import annotations
+
+import math
+
+import torch
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.nn.functional import all_gather
+from torch.nn import functional as F
+
+from kd_utils.options import OptionError
+
+LEVELS = {'image': ('image',), 'patch': ('patch',), 'hybrid': ('image', 'patch')}
+MINING = ('all', 'hard')
+NEGATIVES = ('in_batch', 'in_batch+degraded')
+
+
+@LOSS_REGISTRY.register()
+class MultiScaleContrastiveLoss(nn.Module):
+    """L = w (w_image L_image + w_patch L_patch), each an InfoNCE loss between embeddings of student and teacher images.
+
+        L_level = mean_i -log( exp(c_ii / tau) / (exp(c_ii / tau) + sum_{j in N(i)} exp(c_ij / tau)) )
+
+    with c_ij the cosine between the embeddings of the student's image (or patch) i and the teacher's j. This is the
+    cross-entropy with diagonal labels. Image level: whole crops, negatives are the other images of the batch, on all
+    processes. Patch level: `num_patches` crops per image at the same coordinates in student and teacher; negatives
+    are all other patches but those of the same image that overlap the anchor. The embedding heads and the
+    temperature are trained with the generator. Source: MCAD-KD (ICCV Workshops 2025); heads and weights from its
+    authors' configuration, InfoNCE as in van den Oord et al. 2018.
+
+    Args:
+        level: Levels used: `image`, `patch` or `hybrid` (both).
+        patch_size: Side of a patch in HR pixels.
+        num_patches: Patches per image.
+        image_weight: w_image.
+        patch_weight: w_patch.
+        loss_weight: w.
+        tau: Initial temperature.
+        tau_min: Lower bound of the temperature.
+        tau_max: Upper bound of the temperature.
+        learn_tau: Whether the temperature is trained.
+        mining: `all` negatives, or `hard`: the k most similar ones of each anchor.
+        k_image: k at image level.
+        k_patch: k at patch level.
+        include_positive: Whether the positive is in the denominator; without it this is the decoupled form (Yeh et
+            al., ECCV 2022), which can become negative.
+        negatives: `in_batch`, or `in_batch+degraded`: also the bicubic enlargement of the anchor's own LR image, which
+            cannot be told from the positive by its content (as in CSD, IJCAI 2021).
+        d_emb: Length of the embeddings.
+
+    Raises:
+        OptionError: A choice or number that cannot work.
+    """
+
+    def __init__(self, *, level: str = 'hybrid', patch_size: int = 48, num_patches: int = 8,
+                 image_weight: float = 0.3, patch_weight: float = 0.7, loss_weight: float = 0.05, tau: float = 0.07,
+                 tau_min: float = 0.01, tau_max: float = 0.5, learn_tau: bool = True, mining: str = 'all',
+                 k_image: int = 8, k_patch: int = 32, include_positive: bool = True, negatives: str = 'in_batch',
+                 d_emb: int = 256) -> None:
+        super().__init__()
+        chosen = (('level', level, LEVELS), ('mining', mining, MINING), ('negatives', negatives, NEGATIVES))
+        for name, value, choices in chosen:
+            if value not in choices:
+                raise OptionError(f'train.contrastive_opt.{name} is `{value}`. Write one of: {", ".join(choices)}.')
+        if not 0 < tau_min < tau < tau_max:
+            raise OptionError(f'train.contrastive_opt.tau is {tau}, not between {tau_min} and {tau_max}. '
+                              'Write 0 < tau_min < tau < tau_max, such as 0.01, 0.07 and 0.5.')
+        self.patch_size, self.num_patches = patch_size, num_patches
+        self.loss_weight, self.weights = loss_weight, {'image': image_weight, 'patch': patch_weight}
+        self.hardest = {'image': k_image, 'patch': k_patch} if mining == 'hard' else {}
+        self.include_positive = include_positive
+        self.degraded = negatives == 'in_batch+degraded'
+        self.heads = nn.ModuleDict({name: _head(name, d_emb) for name in LEVELS[level]})
+        temperatures = {name: Temperature(tau, tau_min, tau_max, learn_tau) for name in self.heads}
+        self.temperatures = nn.ModuleDict(temperatures)
+
+    def forward(self, student: Tensor, teacher: Tensor, degraded: Tensor | None = None) -> dict[str, Tensor]:
+        """The weighted loss and its parts.
+
+        Args:
+            student: The student's images, (N, 3, H, W) in [0, 1].
+            teacher: The teacher's images, the same shape; no gradient reaches them.
+            degraded: Enlarged LR images, the same shape; needed by `in_batch+degraded`.
+
+        Returns:
+            dict: `loss`, weighted; `image` and `patch`, unweighted; `tau_image` and `tau_patch`.
+
+        Raises:
+            OptionError: Patches larger than the images, or no negatives at all.
+        """
+        images = [x for x in (student, teacher.detach(), degraded if self.degraded else None) if x is not None]
+        parts: dict[str, Tensor] = {}
+        for level in self.heads:
+            views, excluded = self._patches(images) if level == 'patch' else (images, None)
+            embeddings = self.heads[level](torch.cat(views)).chunk(len(views))  # each (M, d_emb)
+            tau = self.temperatures[level]()
+            parts[level] = self._info_nce(level, list(embeddings), tau, excluded)
+            parts[f'tau_{level}'] = tau.detach()
+        weighted = [self.weights[level] * parts[level] for level in self.heads]
+        parts['loss'] = self.loss_weight * torch.stack(weighted).sum()
+        return parts
+
+    def _patches(self, images: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Crops at the same places in all images, (P N, 3, s, s) each, and which pairs of them overlap, (P N, P N)."""
+        count, _, height, width = images[0].shape
+        size, total = self.patch_size, self.num_patches * images[0].shape[0]
+        if size > min(height, width):
+            raise OptionError(f'train.contrastive_opt.patch_size is {size}, larger than the crop of {height}x{width}. '
+                              f'Write at most {min(height, width)}, or a larger gt_size.')
+        owner = torch.arange(count).repeat_interleave(self.num_patches)
+        top, left = (torch.randint(0, length - size + 1, (total, )) for length in (height, width))
+        places = list(zip(owner.tolist(), top.tolist(), left.tolist(), strict=True))
+        views = [torch.stack([x[i, :, y:y + size, z:z + size] for i, y, z in places]) for x in images]
+        close = [(place[:, None] - place[None]).abs() < size for place in (top, left)]
+        overlap = (owner[:, None] == owner[None]) & close[0] & close[1]
+        return views, overlap.to(images[0].device)
+
+    def _info_nce(self, level: str, embeddings: list[Tensor], tau: Tensor, excluded: Tensor | None) -> Tensor:
+        """InfoNCE with the student's embeddings (M, d) as anchors and the teacher's of all processes as candidates."""
+        anchors, candidates = embeddings[0], _gathered(embeddings[1])
+        similarity = anchors @ candidates.t() / tau  # (M, M * processes)
+        first = _rank() * len(anchors)
+        own = torch.arange(first, first + len(anchors), device=anchors.device)
+        positive = similarity.gather(1, own[:, None])  # (M, 1)
+        mask = torch.zeros_like(similarity, dtype=torch.bool).scatter_(1, own[:, None], True)
+        if excluded is not None:
+            mask[:, first:first + len(anchors)] |= excluded
+        negatives = similarity.masked_fill(mask, -math.inf)
+        if self.degraded:
+            of_itself = (anchors * embeddings[2]).sum(1, keepdim=True) / tau
+            negatives = torch.cat([negatives, of_itself], dim=1)
+        if negatives.shape[1] == 1:
+            raise OptionError('train.contrastive_opt has no negatives in a batch of one. Set batch_size_per_gpu to 2 '
+                              'or more, `level: patch`, or `negatives: in_batch+degraded`.')
+        if level in self.hardest:
+            negatives = negatives.topk(min(self.hardest[level], negatives.shape[1]), dim=1).values
+        denominator = torch.cat([positive, negatives], dim=1) if self.include_positive else negatives
+        return (denominator.logsumexp(1, keepdim=True) - positive).mean()
+
+
+class Temperature(nn.Module):
+    """tau = tau_min + (tau_max - tau_min) sigmoid(theta): positive and bounded whatever the optimizer does to theta.
+
+    A bare learned temperature becomes negative within a hundred steps at the learning rates used here.
+    """
+
+    def __init__(self, tau: float, tau_min: float, tau_max: float, learned: bool) -> None:
+        super().__init__()
+        self.tau_min, self.tau_max = tau_min, tau_max
+        share = (tau - tau_min) / (tau_max - tau_min)
+        self.theta = nn.Parameter(torch.tensor(math.log(share / (1 - share))), requires_grad=learned)
+
+    def forward(self) -> Tensor:
+        """The temperature, a scalar."""
+        return self.tau_min + (self.tau_max - self.tau_min) * torch.sigmoid(self.theta)
+
+
+class _Normalise(nn.Module):
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=1)
+
+
+def _head(level: str, d_emb: int) -> nn.Sequential:
+    """Image (N, 3, H, W) -> embedding (N, d_emb) of length 1: one convolution for whole images, two for patches."""
+    half, quarter = d_emb // 2, d_emb // 4
+    convs = [nn.Conv2d(3, half, 3, padding=1)] if level == 'image' else \
+        [nn.Conv2d(3, quarter, 3, padding=1), nn.ReLU(), nn.Conv2d(quarter, half, 3, padding=1)]
+    return nn.Sequential(*convs, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(half, d_emb), _Normalise())
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _gathered(x: Tensor) -> Tensor:
+    """The rows of all processes, with gradients back to the process that they came from."""
+    return torch.cat(all_gather(x.contiguous())) if dist.is_initialized() and dist.get_world_size() > 1 else x

@@ -1,0 +1,173 @@
+"""MCAD-KD: every part learns, every weight counts once, and the YAML files of its authors can be brought along."""
+from copy import deepcopy
+
+import pytest
+import torch
+from basicsr.models import build_model
+
+from kd_models.mcadkd_model import MCADKDModel
+from kd_utils.options import OptionError, apply_aliases, check_options
+from tests.support import EDSR, TEACHER, assert_equal_weights, batches, model_options, save_teacher, train, weights
+
+SMALL = {'contrastive_opt': {'patch_size': 8, 'num_patches': 3, 'd_emb': 16}}
+SMALL_D = {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4}
+
+
+def options(folder, train_opt=None, **top):
+    losses = {'pixel_opt': {'type': 'L1Loss', 'loss_weight': 3.0}, **SMALL, **(train_opt or {})}
+    return model_options(folder, losses, **{
+        'model_type': 'MCADKDModel', 'teacher': save_teacher(folder), 'network_d': SMALL_D, **top})
+
+
+def build(opt):
+    torch.manual_seed(1)
+    return build_model(opt)
+
+
+def test_everything_learns_and_the_teacher_does_not(tmp_path):
+    model = build(options(tmp_path))
+    parts = {'net_g': model.net_g, 'net_d': model.net_d, 'contrastive': model.aux['contrastive']}
+    before = {name: weights(net) for name, net in parts.items()}
+    teacher = weights(model.teacher.net_g)
+    logs = train(model, batches(2))
+    for name, net in parts.items():
+        for key, value in net.named_parameters():
+            assert not torch.equal(value, before[name][key]), f'{name}.{key} did not move'
+    assert_equal_weights(weights(model.teacher.net_g), teacher)
+    assert set(logs[0]) == {'l_g_pix', 'l_g_gan', 'l_g_response_kd', 'l_g_contrastive', 'l_d_real', 'l_d_fake',
+                            'out_d_real', 'out_d_fake', 'contrastive_image', 'contrastive_patch',
+                            'contrastive_tau_image', 'contrastive_tau_patch'}
+    assert logs[0]['contrastive_tau_image'] == pytest.approx(0.07)
+    assert logs[1]['contrastive_tau_image'] != logs[0]['contrastive_tau_image']
+
+
+def test_the_papers_weights_are_the_defaults_and_count_once(tmp_path):
+    opt = options(tmp_path)
+    for name in ('pixel_opt', 'contrastive_opt'):
+        opt['train'].pop(name)
+    MCADKDModel.complete(opt)
+    train_opt = opt['train']
+    assert [train_opt[name]['loss_weight'] for name in ('pixel_opt', 'response_kd_opt', 'gan_opt')] == [3.0, 0.5, 0.01]
+    model = build(options(tmp_path))
+    log = train(model, batches(1))[0]
+    fresh = build(options(tmp_path))
+    with torch.no_grad():
+        lq, gt = batches(1)[0]['lq'], batches(1)[0]['gt']
+        s, t = fresh.net_g(lq), fresh.teacher.net_g(lq)
+    assert log['l_g_pix'] == pytest.approx(3.0 * (s - gt).abs().mean().item(), rel=1e-5)
+    assert log['l_g_response_kd'] == pytest.approx(0.5 * (s - t).abs().mean().item(), rel=1e-5)
+    assert log['l_g_contrastive'] == pytest.approx(
+        0.05 * (0.3 * log['contrastive_image'] + 0.7 * log['contrastive_patch']), rel=1e-5)
+
+
+def test_the_discriminator_comes_first_and_sees_the_ground_truth(tmp_path):
+    model = build(options(tmp_path))
+    fresh = build(options(tmp_path))
+    log = train(model, batches(1))[0]
+    with torch.no_grad():
+        fresh.net_d.train()
+        real = fresh.net_d(batches(1)[0]['gt'])
+    assert log['out_d_real'] == pytest.approx(real.mean().item(), rel=1e-5)
+    assert model.opt['train']['update_order'] == 'd_first'
+    assert [group['lr'] for group in model.optimizer_d.param_groups] == [1e-3]
+    for i in range(2, 53):
+        model.update_learning_rate(i)
+    assert [group['lr'] for group in model.optimizer_d.param_groups] == [5e-4]  # on the schedule
+
+
+@pytest.mark.parametrize('part', ['pixel', 'response_kd', 'contrastive', 'gan'])
+def test_each_part_can_be_left_out(tmp_path, part):
+    changes = {'network_d': None} if part == 'gan' else {}
+    model = build(options(tmp_path, {f'{part}_opt': None}, **changes))
+    assert part not in model.terms and len(model.terms) == 3
+    train(model, batches(1))
+    assert (model.net_d is None) == (part == 'gan')
+
+
+@pytest.mark.parametrize('level', ['image', 'patch', 'hybrid'])
+def test_resume(tmp_path, level):
+    opt = {'contrastive_opt': {**SMALL['contrastive_opt'], 'level': level}}
+    data = batches(4)
+    whole = build(options(tmp_path, opt))
+    torch.manual_seed(5)
+    expected = train(whole, data[:2])
+    whole.save(0, 2)
+    torch.manual_seed(6)
+    expected += train(whole, data[2:], first=3)
+    resumed_options = options(tmp_path, opt)
+    resumed_options['path'].update({f'pretrain_network_{n}': str(tmp_path / 'models' / f'net_{n}_2.pth') for n in 'gd'})
+    resumed = build(resumed_options)
+    resumed.resume_training(torch.load(tmp_path / 'training_states' / '2.state', weights_only=True))
+    torch.manual_seed(6)
+    assert train(resumed, data[2:], first=3) == expected[2:]
+    assert_equal_weights(weights(resumed.aux), weights(whole.aux))
+    assert_equal_weights(weights(resumed.net_d), weights(whole.net_d))
+
+
+def test_the_authors_key_set(tmp_path):
+    """The keys of their YAML files, verbatim in name and place."""
+    opt = options(tmp_path)
+    teacher = opt.pop('teacher')
+    opt.update(model_type='MCADKD', network_t=teacher['network_g'], discriminator=opt.pop('network_d'))
+    opt['path'].update(pretrain_network_t=teacher['path']['pretrain_network_g'], strict_load_t=True,
+                       param_key_t='params')
+    opt['train'].update(
+        pixel_opt={'type': 'L1Loss', 'loss_weight': 3.0, 'reduction': 'mean'},
+        resp_kd_opt={'type': 'L1Loss', 'loss_weight': 0.5, 'reduction': 'mean'},
+        contrastive_opt={'type': 'hybrid', 'patch_size': 8, 'num_patches': 3, 'image_weight': 0.3, 'patch_weight': 0.7,
+                         'loss_weight': 0.05, 'd_emb': 16},
+        adversarial_opt={'type': 'GANLoss', 'gan_type': 'vanilla', 'loss_weight': 0.01})
+    opt['val'] = {'val_freq': 10, 'save_img': False, 'self_ensemble': True}
+    apply_aliases(source := deepcopy(opt))  # BasicSR looks the model up by the name written
+    read = build(source).opt
+    assert read['model_type'] == 'MCADKDModel' and read['teacher']['network_g'] == TEACHER
+    assert read['train']['contrastive_opt']['level'] == 'hybrid' and 'type' not in read['train']['contrastive_opt']
+    assert read['train']['gan_opt']['loss_weight'] == 0.01 and read['network_d'] == SMALL_D
+    messages = apply_aliases(opt)
+    for name in ('MCADKD', 'network_t', 'discriminator', 'pretrain_network_t', 'resp_kd_opt', 'adversarial_opt',
+                 'contrastive_opt.type'):
+        assert any(f'`{name}' in m or f'.{name}' in m or f': {name}`' in m for m in messages), name
+    MCADKDModel.complete(opt)
+    check_options(opt, MCADKDModel.losses)
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'contrastive_opt': {'patch_size': 48}}, 'patch_size is 48, larger than the crop of 32x32'),
+    ({'contrastive_opt': {'tau': 0}}, 'tau'),
+    ({'contrastive_opt': {'level': 'pixel'}}, 'level is `pixel`. Write one of: image, patch, hybrid'),
+    ({'contrastive_opt': {'mining': 'semi'}}, 'mining is `semi`'),
+    ({'batch': 1}, 'no negatives in a batch of one'),
+    ({'scale': 4}, 'teacher net_g turns an LR crop'),
+    ({'teacher': None}, 'needs `teacher`'),
+])
+def test_what_cannot_work_is_refused(tmp_path, change, message):
+    opt = options(tmp_path, {name: value for name, value in change.items() if name.endswith('_opt')})
+    if 'batch' in change:
+        opt['datasets']['train']['batch_size_per_gpu'] = change['batch']
+    if 'scale' in change:
+        opt['teacher'] = save_teacher(tmp_path, {**TEACHER, 'upscale': 4})
+    if 'teacher' in change:
+        opt.pop('teacher')
+    with pytest.raises(OptionError, match=message):
+        build(opt)
+
+
+def test_self_ensemble_is_the_mean_of_eight_views(tmp_path):
+    opt = options(tmp_path, is_train=False, val={'self_ensemble': True}, network_d=None,
+                  datasets={'val': {**model_options(tmp_path)['datasets']['train'], 'phase': 'val'}}, network_g=EDSR)
+    model = build(opt)
+    lq = batches(1, size=12)[0]['lq'][:1, :, :, :10]
+    model.feed_data({'lq': lq})
+    model.test()
+    views = []
+    with torch.no_grad():
+        for view in range(8):
+            x = lq.transpose(2, 3) if view & 4 else lq
+            x = x.flip(2) if view & 2 else x
+            x = x.flip(3) if view & 1 else x
+            y = model.net_g.eval()(x)
+            y = y.flip(3) if view & 1 else y
+            y = y.flip(2) if view & 2 else y
+            views.append(y.transpose(2, 3) if view & 4 else y)
+    torch.testing.assert_close(model.output, torch.stack(views).mean(0))
+    assert not torch.equal(model.output, views[0])
