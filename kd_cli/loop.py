@@ -99,6 +99,7 @@ def _train(opt: dict[str, Any], model: Any, train_loader: DataLoader, sampler: D
     """The loop over iterations, from `current_iter` + 1 to `total_iter`."""
     logger, total = get_root_logger(), int(opt['train']['total_iter'])
     message_logger = MessageLogger(opt, current_iter, tb_logger)
+    message_logger.max_iters = total + 1  # its ETA is one iteration short, and ends at -1 day
     batch = train_loader.batch_size * opt['world_size']  # type: ignore[operator]
     data_timer, iter_timer, start_time, validated = AvgTimer(), AvgTimer(), time.time(), current_iter
     warmup = opt['train'].get('warmup_iter', -1)

@@ -201,6 +201,7 @@ class DistillationModel(ValidatedModel):
         return torch.random.fork_rng(devices=devices)
 
     def trained(self) -> dict[str, nn.Module]:
+        """Everything that an optimizer updates, by name."""
         nets = {'net_g': self.net_g, **{f'aux.{name}': aux for name, aux in self.aux.items()}}
         return {**nets, 'net_d': self.net_d} if self._trains_discriminator() else nets
 
@@ -222,7 +223,7 @@ class DistillationModel(ValidatedModel):
     def _build_optimizer(self, label: str, net: nn.Module) -> torch.optim.Optimizer:
         option = dict(self.opt['train'][f'optim_{label}'])
         groups = [{'params': [p for p in net.parameters() if p.requires_grad]}]
-        groups += [{'params': list(aux.parameters())} for name, aux in self.aux.items()
+        groups += [{'params': [p for p in aux.parameters() if p.requires_grad]} for name, aux in self.aux.items()
                    if name.endswith('_d') == (label == 'd')]
         try:
             return getattr(torch.optim, option.pop('type'))(groups, **option)
