@@ -78,13 +78,8 @@ def train_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
             model.resume_training(resume_state)
             current_iter = resume_state['iter']
             logger.info(f"Resuming training from epoch: {resume_state['epoch']}, iter: {current_iter}.")
-        else:  # nothing is created, and no older run archived, before all that could be refused is built
-            make_exp_dirs(opt)
-            if opt['logger'].get('use_tb_logger') and 'debug' not in opt['name'] and opt['rank'] == 0:
-                mkdir_and_rename(osp.join(opt['root_path'], 'tb_logger', opt['name']))
-        os.makedirs(opt['path']['experiments_root'], exist_ok=True)  # of a run that continues another one's state
-        for folder in ('models', 'training_states', 'visualization'):
-            os.makedirs(opt['path'][folder], exist_ok=True)
+        # nothing is created, and no older run archived, before all that could be refused is built
+        _make_folders(opt, resumed=resume_state is not None)
         _write_options(opt, args, opt['path']['experiments_root'])
         open_log_file('train')
         tb_logger = init_tb_loggers(opt)
@@ -101,7 +96,7 @@ def _train(opt: dict[str, Any], model: Any, train_loader: DataLoader, sampler: D
     message_logger = MessageLogger(opt, current_iter, tb_logger)
     message_logger.max_iters = total + 1  # its ETA is one iteration short, and ends at -1 day
     batch = train_loader.batch_size * opt['world_size']  # type: ignore[operator]
-    data_timer, iter_timer, start_time, validated = AvgTimer(), AvgTimer(), time.time(), current_iter
+    data_timer, iter_timer, start_time = AvgTimer(), AvgTimer(), time.time()
     warmup = opt['train'].get('warmup_iter', -1)
     with _progress_bar(current_iter, total, opt['rank']) as bar:
         for epoch, data in _batches(opt, train_loader, sampler, current_iter, total):
@@ -124,8 +119,8 @@ def _train(opt: dict[str, Any], model: Any, train_loader: DataLoader, sampler: D
             bar.update()
             last = current_iter == total
             if opt.get('val') and (last or current_iter % opt['val']['val_freq'] == 0):
-                _validate(opt, model, val_loaders, current_iter, tb_logger)
-                validated = current_iter
+                for loader in val_loaders:
+                    model.validation(loader, current_iter, tb_logger, opt['val']['save_img'])
             if last or current_iter % opt['logger']['save_checkpoint_freq'] == 0:
                 # after the validation of the same iteration, so that the state knows the best metrics
                 logger.info('Saving models and training states.')
@@ -136,8 +131,6 @@ def _train(opt: dict[str, Any], model: Any, train_loader: DataLoader, sampler: D
     logger.info(f'End of training. Time consumed: {elapsed}')
     logger.info('Save the latest model.')
     model.save(epoch=-1, current_iter=-1)
-    if opt.get('val') and validated != current_iter:
-        _validate(opt, model, val_loaders, current_iter, tb_logger)
 
 
 def test_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
@@ -264,6 +257,18 @@ def _logging(opt: dict[str, Any], args: Any) -> Iterator[Callable[[str], None]]:
 
 
 @master_only
+def _make_folders(opt: dict[str, Any], resumed: bool) -> None:
+    """The folders of a training: BasicSR's, which archives an older run, or those that a resumed run lacks."""
+    if resumed:  # perhaps from the state of another experiment
+        for folder in ('experiments_root', 'models', 'training_states', 'visualization'):
+            os.makedirs(opt['path'][folder], exist_ok=True)
+        return
+    make_exp_dirs(opt)
+    if opt['logger'].get('use_tb_logger') and 'debug' not in opt['name']:
+        mkdir_and_rename(osp.join(opt['root_path'], 'tb_logger', opt['name']))
+
+
+@master_only
 def _write_options(opt: dict[str, Any], args: Any, folder: str) -> None:
     """BasicSR's copy of the YAML file with the command on top, and `options.yml` with the options as run."""
     with open(osp.join(folder, osp.basename(args.opt)), 'w', encoding='utf-8') as file:
@@ -355,11 +360,6 @@ def _cuda_batches(loader: DataLoader, opt: dict[str, Any]) -> Iterator[Any]:
     while data is not None:
         yield data
         data = prefetcher.next()
-
-
-def _validate(opt: dict[str, Any], model: Any, loaders: list[DataLoader], current_iter: int, tb_logger: Any) -> None:
-    for loader in loaders:
-        model.validation(loader, current_iter, tb_logger, opt['val']['save_img'])
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import importlib
 import pkgutil
 
 import kd_utils  # noqa: F401  makes basicsr importable
-from kd_utils import options  # noqa: F401
 
 _SUFFIXES = {'kd_arch': '_arch', 'kd_losses': '_loss', 'kd_data': '_dataset', 'kd_metrics': '_metric',
              'kd_models': '_model'}

@@ -33,6 +33,7 @@ def test_torchrun_with_two_processes(tmp_path, images):
                      '-opt', options, '--launcher', 'pytorch', cwd=tmp_path)
     assert 'World size (gpu number): 2' in output and output.count('Validation Tiny') == 1
     assert (tmp_path / 'experiments/tiny/models/net_g_latest.pth').exists()
+    assert os.listdir(tmp_path / 'experiments') == ['tiny']  # one process makes the folders, none is archived
 
 
 def test_the_stock_loop(tmp_path, images):
