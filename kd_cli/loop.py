@@ -97,7 +97,7 @@ def _train(opt: dict[str, Any], model: Any, train_loader: DataLoader, sampler: D
     message_logger.max_iters = total + 1  # its ETA is one iteration short, and ends at -1 day
     batch = train_loader.batch_size * opt['world_size']  # type: ignore[operator]
     data_timer, iter_timer, start_time = AvgTimer(), AvgTimer(), time.time()
-    warmup = opt['train'].get('warmup_iter', -1)
+    warmup, stage = opt['train'].get('warmup_iter', -1), None
     with _progress_bar(current_iter, total, opt['rank']) as bar:
         for epoch, data in _batches(opt, train_loader, sampler, current_iter, total):
             data_timer.record()
@@ -108,6 +108,9 @@ def _train(opt: dict[str, Any], model: Any, train_loader: DataLoader, sampler: D
             model.feed_data(data)
             model.optimize_parameters(current_iter)
             iter_timer.record()
+            if tb_logger and getattr(model, 'stage', None) is not stage:
+                stage = model.stage
+                tb_logger.add_text('stage', str(stage), current_iter)
             if current_iter == 1:
                 message_logger.reset_start_time()
             if current_iter % opt['logger']['print_freq'] == 0:

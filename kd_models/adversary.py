@@ -36,6 +36,7 @@ class Adversary:
         self.taps: Taps | None = None          # the student discriminator's, set with feature_kd_d
         self.teacher_taps: Taps | None = None
         self.stage: Stage | None = None
+        self.judged: tuple[Tensor, Tensor] | None = None  # the last logits of real and generated images
 
     def _critic(self) -> nn.Module:
         """The discriminator whose adversarial gradient the generator gets in this stage."""
@@ -82,6 +83,7 @@ class Adversary:
         l_d_fake = model.cri_gan(fake - torch.mean(real.detach()), False, is_disc=True) * 0.5 if self.relativistic \
             else model.cri_gan(fake, False, is_disc=True)
         runtime.backward(l_d_fake if fake_kd is None else l_d_fake + fake_kd)
+        self._remember(real.detach(), fake.detach())
         logs.update(l_d_real=l_d_real, l_d_fake=l_d_fake,
                     out_d_real=torch.mean(real.detach()), out_d_fake=torch.mean(fake.detach()))
         if real_kd is not None and fake_kd is not None:
@@ -90,6 +92,10 @@ class Adversary:
             logs['l_d_r1'] = self._penalize(real_images)
         runtime.step(optimizer)
         return logs
+
+    def _remember(self, real: Tensor, fake: Tensor) -> None:
+        """Logits of which the sign is the verdict; relativistic ones are judged against each other."""
+        self.judged = (real - fake.mean(), fake - real.mean()) if self.relativistic else (real, fake)
 
     def _judge(self, images: Tensor, distill: bool) -> tuple[Tensor, Tensor | None]:
         """The discriminator's output and, with feature_kd_d, half its distance to the teacher's features."""

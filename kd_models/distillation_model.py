@@ -5,6 +5,7 @@ forwards they need, `Step` runs these, the losses are summed in one order, `Runt
 """
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,13 +16,15 @@ from urllib.error import URLError
 import torch
 from basicsr.archs import build_network
 from basicsr.losses import build_loss
-from basicsr.utils import get_root_logger
+from basicsr.utils import USMSharp, get_root_logger
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
 from kd_models.adapters import build_adapter
 from kd_models.adversary import Adversary
+from kd_models.alarm import CollapseAlarm
+from kd_models.degradation import USM_KEYS, Degradation, is_degrading
 from kd_models.pairing import Tapped, pair_features
 from kd_models.report import measure_networks, networks_table, trained_and_frozen
 from kd_models.runtime import Runtime
@@ -48,6 +51,7 @@ class DistillationModel(ValidatedModel):
         OptionError: The options do not fit each other or the networks; nothing has been trained.
     """
     losses: dict[str, str | None] = {name: term.default_type for name, term in TERMS.items()}
+    degrades = True  # takes RealESRGANDataset
 
     def __init__(self, opt: dict[str, Any]) -> None:
         # our loop has done this already, another project's has not
@@ -57,6 +61,7 @@ class DistillationModel(ValidatedModel):
             get_root_logger().warning(message)
         self.teacher: Teacher | None = None
         self.net_d: Any = None  # an nn.Module where there is a `network_d`
+        self.degradation: Degradation | None = None
         self.aux = nn.ModuleDict()
         self.adapter = build_adapter(opt['network_g'])
         device = torch.device('cuda' if opt['num_gpu'] != 0 else 'cpu')
@@ -68,6 +73,12 @@ class DistillationModel(ValidatedModel):
     @classmethod
     def complete(cls, opt: dict[str, Any]) -> None:
         """Writes what a method takes for granted into the options where they are silent; `~` is not silent."""
+        if opt.get('is_train', True) and isinstance(opt.get('train'), dict):
+            cls.complete_training(opt, opt['train'])
+
+    @classmethod
+    def complete_training(cls, opt: dict[str, Any], train_opt: dict[str, Any]) -> None:
+        """`complete` for a training. The options have not been checked yet."""
 
     # ---------------------------------------------------------------- construction
 
@@ -81,12 +92,16 @@ class DistillationModel(ValidatedModel):
         with self._own_random_numbers():
             if self.opt.get('teacher'):
                 self.teacher = Teacher(self.opt['teacher'], self.device)
+        if is_degrading(self.opt):
+            self.degradation = Degradation(self.opt, self.device)
+        self.usm_sharpener = USMSharp().to(self.device) if any(map(self.opt.get, USM_KEYS.values())) else None
         get_root_logger().info('Networks, for one training crop:\n' + networks_table(measure_networks(self)))
         self.adversary = Adversary(self, train_opt.get('gan_mode', 'standard') == 'relativistic')
         self.net_d_iters = train_opt.get('net_d_iters', 1)
         self.net_d_init_iters = train_opt.get('net_d_init_iters', 0)
         self.terms = self._build_terms()
         self.stages = Stages(train_opt, list(self.terms))
+        self.alarm = CollapseAlarm()
         self.stage: Stage | None = None
         self._update = {'simultaneous': self._simultaneous, 'g_first': self._g_first,
                         'd_first': self._d_first}[train_opt.get('update_order', 'simultaneous')]
@@ -183,7 +198,8 @@ class DistillationModel(ValidatedModel):
 
     def gt_size(self) -> tuple[int, int, int, int]:
         """Shape of a training batch of one, (1, C, sH, sW)."""
-        size = self.opt['datasets'].get('train', {}).get('gt_size', 64 * self.opt['scale'])
+        default = self.opt.get('gt_size', 64 * self.opt['scale'])
+        size = self.opt['datasets'].get('train', {}).get('gt_size', default)
         return (1, self.opt['network_g'].get('num_out_ch', self._channels()), size, size)
 
     def lq_size(self) -> tuple[int, int, int, int]:
@@ -239,6 +255,8 @@ class DistillationModel(ValidatedModel):
         if not option:
             return
         saved = dict(option)  # the parent pops `type`
+        # the schedule counts all iterations, also those before the stage in which an optimizer begins
+        warnings.filterwarnings('ignore', r'Detected call of `lr_scheduler\.step\(\)` before', UserWarning)
         super().setup_schedulers()
         self.opt['train']['scheduler'] = saved
 
@@ -254,21 +272,47 @@ class DistillationModel(ValidatedModel):
         if self.ema_decay > 0:
             self.model_ema(self.ema_decay)
 
+    def feed_data(self, data: dict[str, Any]) -> None:
+        """Takes LR images and ground truths from a batch, or makes the LR images as Real-ESRGAN does."""
+        self.gt_usm: Tensor | None = None
+        if self.degradation is None or 'kernel1' not in data:  # validation images are not degraded
+            super().feed_data(data)
+            return
+        self.degradation(data)
+        self.lq, self.gt, self.gt_usm = self.degradation.lq, self.degradation.gt, self.degradation.gt_usm
+
     def targets(self) -> dict[str, Tensor]:
-        """Ground truths that differ from `gt`, by loss name; none here."""
-        return {}
+        """Ground truths that differ from `gt`, by loss name: those that Real-ESRGAN's keys want sharpened."""
+        if self.usm_sharpener is None:
+            return {}
+        if self.gt_usm is None:
+            self.gt_usm = self.usm_sharpener(self.gt)
+        return {loss: self.gt_usm for loss, key in USM_KEYS.items() if self.opt.get(key)}
 
     def _enter_stage(self, iteration: int) -> None:
         stage = self.stages.at(iteration)
-        if iteration == stage.start and stage.optimizer == 'fresh':
-            for optimizer in self.optimizers:
-                optimizer.state.clear()
+        if iteration == stage.start:
+            self._begin_stage(stage)
         if stage is self.stage:
             return
         self.stage = stage
         self.adversary.stage = stage
         if len(self.stages) > 1:
             get_root_logger().info(f'Stage {self.stages.index(stage) + 1} of {len(self.stages)}: {stage}')
+
+    def _begin_stage(self, stage: Stage) -> None:
+        """What a stage does once, before its first iteration."""
+        if stage.optimizer == 'fresh':
+            for optimizer in self.optimizers:
+                optimizer.state.clear()
+        if stage.ema == 'fresh' and self.ema_decay > 0:
+            self.model_ema(0)
+        if stage.adaptors == 'fresh':
+            adaptors = [aux for name, aux in self.aux.items() if name.startswith('feature_kd')]
+            for module in (module for aux in adaptors for module in aux.modules()):
+                if isinstance(module, nn.Conv2d):
+                    module.reset_parameters()
+            self.runtime.synchronize(*adaptors)
 
     def _updates_generator(self, iteration: int) -> bool:
         """BasicSR's net_d_iters and net_d_init_iters hold while the discriminator is trained."""
@@ -372,10 +416,12 @@ class DistillationModel(ValidatedModel):
 
         All processes must call it, as the training loops do.
         """
-        log: dict[str, float] = {}
-        if self.loss_tensors:
-            values = self.runtime.mean(torch.stack([value.float() for value in self.loss_tensors.values()]))
-            log.update(zip(self.loss_tensors, values.tolist(), strict=True))
+        tensors = {**self.loss_tensors, **self.alarm.measure(self)}
+        values = self.runtime.mean(torch.stack([value.float() for value in tensors.values()])).tolist()
+        measured = dict(zip(tensors, values, strict=True))
+        log = {name: measured.pop(name) for name in self.loss_tensors}
+        for warning in self.alarm.check(log, measured):
+            get_root_logger().warning(warning)
         if len(self.stages) > 1 and self.stage is not None:
             log['stage'] = float(self.stages.index(self.stage) + 1)
         return log
@@ -390,7 +436,14 @@ class DistillationModel(ValidatedModel):
             self.save_network(self.net_g, 'net_g', current_iter)
         if self.net_d is not None:
             self.save_network(self.net_d, 'net_d', current_iter)
+        if self.degradation is not None and current_iter != -1:
+            pool = self._pool_path(self.opt['path']['training_states'], current_iter)
+            checkpoint.save(self.degradation.state(), pool)
         self.save_training_state(epoch, current_iter)
+
+    def _pool_path(self, folder: str, iteration: int) -> str:
+        """Each process has a training pair pool of its own."""
+        return osp.join(folder, f'{iteration}_pool_{self.opt["rank"]}.pth')
 
     @master_only
     def save_network(self, net: Any, net_label: str, current_iter: int, param_key: Any = 'params') -> None:
@@ -430,6 +483,16 @@ class DistillationModel(ValidatedModel):
         self.aux.load_state_dict(resume_state.get('aux', {}))
         if resume_state.get('best_metric_results'):
             self.best_metric_results = resume_state['best_metric_results']
+        if self.degradation is not None:
+            self._resume_pool(self.degradation, resume_state['iter'])
+
+    def _resume_pool(self, degradation: Degradation, iteration: int) -> None:
+        path = self._pool_path(osp.dirname(self.opt['path'].get('resume_state') or ''), iteration)
+        try:
+            degradation.load_state(checkpoint.load(path))
+        except (checkpoint.CheckpointError, RuntimeError, KeyError) as error:
+            get_root_logger().warning(f'The training pair pool starts empty, so that this run is not exactly the '
+                                      f'uninterrupted one. ({error})')
 
     def _check_state(self, state: dict[str, Any]) -> None:
         def sizes(optimizers: list[dict[str, Any]]) -> list[list[int]]:

@@ -31,12 +31,8 @@ class MCADKDModel(DistillationModel):
     """
 
     @classmethod
-    def complete(cls, opt: dict[str, Any]) -> None:
+    def complete_training(cls, opt: dict[str, Any], train_opt: dict[str, Any]) -> None:
         """The four losses, the discriminator and its optimizer (that of the generator) where the YAML is silent."""
-        super().complete(opt)
-        if not opt.get('is_train', True):
-            return
-        train_opt = opt['train']
         for name, option in LOSSES.items():
             train_opt.setdefault(name, deepcopy(option))
         train_opt.setdefault('update_order', 'd_first')

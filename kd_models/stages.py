@@ -18,6 +18,8 @@ class Stage:
         distill_d: Whether feature_kd_d is part of that update.
         weights: Extra factors of this stage on losses, 1 where absent.
         optimizer: `keep` the optimizers' moments from the stage before, or start `fresh`.
+        ema: `keep` the EMA generator from the stage before, or start from the active one, `fresh`.
+        adaptors: `keep` the feature adaptors from the stage before, or start `fresh` ones.
         discriminator: Whose adversarial gradient the generator gets, `student` or `teacher`.
         phase: A number for methods that grow a network; None for the whole network.
     """
@@ -29,6 +31,8 @@ class Stage:
     distill_d: bool = False
     weights: dict[str, float] = field(default_factory=dict)
     optimizer: str = 'keep'
+    ema: str = 'keep'
+    adaptors: str = 'keep'
     discriminator: str = 'student'
     phase: int | None = None
 

@@ -140,6 +140,9 @@ REAL_ESRGAN: Table = {
     'gt_usm': 'bool', 'l1_gt_usm': 'bool', 'percep_gt_usm': 'bool', 'gan_gt_usm': 'bool',
 }
 
+# RealESRGANDataset cuts or pads every image to this size.
+REAL_ESRGAN_CROP = 400
+
 # Of each network X that the file has, besides PATH. BasicSR makes a folder of every key without a word of NO_FOLDER.
 NO_FOLDER = ('strict_load', 'pretrain_network', 'resume', 'param_key')
 PATH_OF_NETWORK: Table = {'pretrain_network_': 'path?', 'param_key_': 'str?', 'strict_load_': 'bool'}
@@ -169,7 +172,8 @@ TRAIN: Table = {
 }
 STAGE: Table = {
     'name': 'str!', 'iters': 'iters!', 'losses': 'words!', 'train_d': 'bool', 'weights': 'dict?',
-    'optimizer': 'keep|fresh', 'discriminator': 'student|teacher', 'phase': 'size?',
+    'optimizer': 'keep|fresh', 'ema': 'keep|fresh', 'adaptors': 'keep|fresh', 'discriminator': 'student|teacher',
+    'phase': 'size?',
 }
 
 VAL: Table = {'val_freq': 'iters!train', 'save_img': 'bool', 'suffix': 'name?', 'pbar': 'bool', 'metrics': 'dict?',
@@ -728,6 +732,11 @@ class _Checker:
                 self.refuse(f'`{key}.type`: RealESRGANDataset gives no LR images, and '
                             f'{self.opt["model_type"]} makes none. Use PairedImageDataset with prepared LR images.')
             self.check_degradation(key, dataset)
+        elif training and self.ours and table is not None and self.opt.get('high_order_degradation', True):
+            keys = [name for name in DEGRADATION if name in self.opt and name != 'gt_size']
+            if keys:
+                self.refuse(f'`{keys[0]}` degrades the images of a RealESRGANDataset, but `{key}` is a {name} with LR '
+                            'images of its own. Write `high_order_degradation: false`, or take these keys out.')
         if training:
             self.check_prefetch(key, dataset)
         if training and table is not None:
@@ -746,9 +755,30 @@ class _Checker:
             if kernels != odds:
                 self.refuse(f'`{key}.kernel_prob{suffix}` has {odds} numbers for {kernels} kernels. '
                             'Write one for each.')
+        if not self.opt.get('high_order_degradation', True):
+            self.doubt(f'`{key}.type`: RealESRGANDataset gives no LR images, and `high_order_degradation: false` makes '
+                       'none. Write true, or use PairedImageDataset.')
         for name, kind in DEGRADATION.items():
-            if name not in self.opt and self.opt.get('high_order_degradation', True):
+            if name not in self.opt:
                 self.doubt(f'`{name}` is missing, which degrades the images of `{key}`. Write {_words(kind)}.')
+        self.check_pool(key, dataset)
+
+    def check_pool(self, key: str, dataset: Options) -> None:
+        """Sizes that BasicSR finds out at the first batch, or never."""
+        queue, batch = self.opt.get('queue_size', 180), dataset.get('batch_size_per_gpu')
+        if batch and queue % batch:
+            self.doubt(f'`queue_size` is {queue}, which batches of {batch} do not fill exactly. '
+                       f'Write a multiple of `{key}.batch_size_per_gpu`, such as {-(-queue // batch) * batch}.')
+        size, scale = self.opt.get('gt_size'), self.opt.get('scale')
+        if size and size > REAL_ESRGAN_CROP:
+            self.doubt(f'`gt_size` is {size}, but RealESRGANDataset gives crops of {REAL_ESRGAN_CROP}. '
+                       f'Write at most {REAL_ESRGAN_CROP}.')
+        if size and scale and size % scale:
+            self.doubt(f'`gt_size` is {size}, which the scale {scale} does not divide. '
+                       f'Write {max(size // scale, 1) * scale}.')
+        if size and dataset.get('gt_size', size) != size:
+            self.doubt(f'`{key}.gt_size` is {dataset["gt_size"]}, but `gt_size` at the top, which counts, is {size}. '
+                       'Write the same number, or leave the former out.')
 
     def check_prefetch(self, key: str, dataset: Options) -> None:
         mode = dataset.get('prefetch_mode')

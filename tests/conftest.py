@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from basicsr.utils import get_root_logger
 from basicsr.utils.matlab_functions import imresize
 
 logging.getLogger('basicsr').setLevel(logging.ERROR)
@@ -34,3 +35,18 @@ def images(tmp_path_factory):
         cv2.imwrite(str(root / 'hr' / f'{i}.png'), image.astype(np.uint8))
         cv2.imwrite(str(root / 'lr' / f'{i}.png'), lr.astype(np.uint8))
     return root
+
+
+@pytest.fixture
+def warnings_logged():
+    """The texts of warnings that BasicSR's logger was given."""
+    texts: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: texts.append(record.getMessage())  # type: ignore[method-assign]
+    logger = get_root_logger()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    logger.addHandler(handler)
+    yield texts
+    logger.removeHandler(handler)
+    logger.setLevel(level)

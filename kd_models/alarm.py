@@ -1,0 +1,79 @@
+"""An early warning of adversarial training that goes wrong, from numbers that are read only when the log is."""
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from kd_models.distillation_model import DistillationModel
+
+READINGS = 3          # successive readings of the log that must agree
+SEPARABLE = 0.98      # accuracy of a discriminator that leaves the generator little to learn from
+DRIFTED = 0.1         # difference of mean colours, 25 levels of 8 bits
+AT_HOME = 0.03        # what a trained generator stays below
+
+
+class CollapseAlarm:
+    """Watches for non-finite losses, the discriminator's accuracy, and the student's colours against the LR image's.
+
+    It warns when a number turns bad and stays silent until it has been good again. It holds no state that training
+    depends on, and none is saved.
+    """
+
+    def __init__(self) -> None:
+        self._separable = 0  # successive readings
+        self._at_home = 0     # successive readings; an untrained generator has first to come home
+        self._non_finite: set[str] = set()
+
+    def measure(self, model: DistillationModel) -> dict[str, Tensor]:
+        """The accuracy and the drift of the last iteration, as scalars on the device; only where a GAN is trained."""
+        stage, numbers = model.stage, dict[str, Tensor]()
+        if stage is None or not (stage.train_d or 'gan' in stage.losses):
+            return numbers
+        if stage.train_d and model.adversary.judged is not None:
+            real, fake = model.adversary.judged
+            numbers['accuracy'] = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
+        if model.output.shape[1] == model.lq.shape[1]:
+            numbers['drift'] = (model.output.mean((2, 3)) - model.lq.mean((2, 3))).abs().mean()
+        return numbers
+
+    def check(self, losses: dict[str, float], numbers: dict[str, float]) -> list[str]:
+        """What to warn of.
+
+        Args:
+            losses: The logged losses.
+            numbers: What `measure` measured, averaged over the processes.
+        """
+        found = [self._check_finite(losses), self._check_accuracy(numbers.get('accuracy')),
+                 self._check_drift(numbers.get('drift'))]
+        return [message for message in found if message]
+
+    def _check_finite(self, losses: dict[str, float]) -> str | None:
+        bad = {name for name, value in losses.items() if not math.isfinite(value)}
+        new, self._non_finite = bad - self._non_finite, bad
+        if not new:
+            return None
+        return (f'Not finite: {", ".join(sorted(new))}. The networks are lost if it stays so. Go back to the last good '
+                'state with a lower lr (train.optim_g, train.optim_d) or a smaller loss_weight.')
+
+    def _check_accuracy(self, accuracy: float | None) -> str | None:
+        self._separable = self._separable + 1 if accuracy is not None and accuracy > SEPARABLE else 0
+        if self._separable != READINGS:
+            return None
+        return (f'The discriminator tells {accuracy:.1%} of real and generated apart, {READINGS} times in a row: the '
+                'generator learns little from it. Try a narrower network_d, a lower train.optim_d.lr, '
+                'train.r1_reg_weight, or a smaller train.gan_opt.loss_weight until it is settled.')
+
+    def _check_drift(self, drift: float | None) -> str | None:
+        if drift is None or not drift > DRIFTED:
+            near = drift is not None and drift < AT_HOME
+            self._at_home = self._at_home + 1 if near or self._at_home >= READINGS else 0
+            return None
+        was_at_home, self._at_home = self._at_home >= READINGS, 0
+        if not was_at_home:
+            return None
+        return (f'The mean colours of the student and of its LR images differ by {drift:.3f}, {255 * drift:.0f} of 255 '
+                'levels, which a collapse begins with. Try a smaller train.gan_opt.loss_weight, a larger '
+                'train.pixel_opt.loss_weight, or a lower train.optim_g.lr.')
