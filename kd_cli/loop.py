@@ -47,9 +47,10 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from kd_data.draws import DrawSampler, SeededDraws, seed_everything
+from kd_data.teacher_cache import TeacherCache
 from kd_models.distillation_model import DistillationModel
 from kd_utils import checkpoint
-from kd_utils.options import OptionError, check_files, check_options, parse_options
+from kd_utils.options import OptionError, check_files, check_options, parse_options, teacher_cache
 
 
 def train_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
@@ -78,11 +79,16 @@ def train_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
             model.resume_training(resume_state)
             current_iter = resume_state['iter']
             logger.info(f"Resuming training from epoch: {resume_state['epoch']}, iter: {current_iter}.")
+        cache = sampler.dataset
+        if isinstance(cache, TeacherCache):
+            cache.claim(model.teacher.fingerprint())
         # nothing is created, and no older run archived, before all that could be refused is built
         _make_folders(opt, resumed=resume_state is not None)
         _write_options(opt, args, opt['path']['experiments_root'])
         open_log_file('train')
         tb_logger = init_tb_loggers(opt)
+        if isinstance(cache, TeacherCache):
+            _fill_cache(opt, cache, model)
         _train(opt, model, train_loader, sampler, val_loaders, current_iter, tb_logger)
         if tb_logger:
             tb_logger.close()
@@ -168,6 +174,8 @@ def _read_options(argv: Sequence[str] | None, root_path: str, is_train: bool) ->
         model.complete(opt)
     args.messages += check_options(opt, DistillationModel.losses)
     check_files(opt)
+    if args.loop == 'basicsr' and is_train and teacher_cache(opt):
+        raise OptionError("`teacher.cache` is not read by BasicSR's loop. Leave `--loop basicsr` or the cache out.")
     return opt, args
 
 
@@ -314,6 +322,8 @@ def create_loaders(opt: dict[str, Any]) -> tuple[DataLoader, DrawSampler, list[D
     for phase, dataset_opt in opt['datasets'].items():
         dataset = build_dataset(dataset_opt)
         if phase == 'train':
+            folder = teacher_cache(opt)
+            dataset = TeacherCache(dataset, folder) if folder else dataset
             ratio = dataset_opt.get('dataset_enlarge_ratio', 1)
             sampler = DrawSampler(dataset, opt['world_size'], opt['rank'], ratio)
             train_loader = _loader(SeededDraws(dataset, opt['manual_seed']), dataset_opt, opt, sampler)
@@ -333,6 +343,21 @@ def create_loaders(opt: dict[str, Any]) -> tuple[DataLoader, DrawSampler, list[D
             val_loaders.append(_loader(dataset, dataset_opt, opt))
             logger.info(f'Number of val images/folders in {dataset_opt["name"]}: {len(dataset)}')
     return train_loader, sampler, val_loaders
+
+
+def _fill_cache(opt: dict[str, Any], cache: TeacherCache, model: Any) -> None:
+    """Makes the images that the teacher's cache lacks, each process its share."""
+    logger, missing = get_root_logger(), cache.missing(opt['rank'], opt['world_size'])
+    logger.info(f'Teacher cache {cache.folder}: {len(missing)} images to be made on this process, for a training set '
+                f'of {len(cache)}.')
+    with _progress_bar(0, len(missing), opt['rank']) as bar:
+        made = cache.fill(missing, lambda lq: model.teacher.generate(lq.to(model.device))[0])
+        for done, _ in enumerate(made, 1):
+            bar.update()
+            if done % -(-len(missing) // 10) == 0:  # where the log is a file there is no bar
+                logger.info(f'Teacher cache: {done} of {len(missing)} images made.')
+    if opt['dist']:
+        torch.distributed.barrier()
 
 
 def _loader(dataset: Any, dataset_opt: dict[str, Any], opt: dict[str, Any], sampler: Any = None) -> DataLoader:

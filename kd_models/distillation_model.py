@@ -34,7 +34,7 @@ from kd_models.teacher import Teacher
 from kd_models.terms import STOCK, TERMS, Term
 from kd_models.validation import ValidatedModel, refers_to_teacher
 from kd_utils import checkpoint
-from kd_utils.options import OptionError, apply_aliases, check_options
+from kd_utils.options import OptionError, apply_aliases, check_options, teacher_cache
 
 
 @MODEL_REGISTRY.register()
@@ -60,6 +60,8 @@ class DistillationModel(ValidatedModel):
         for message in messages + check_options(opt, self.losses, strict=False):
             get_root_logger().warning(message)
         self.teacher: Teacher | None = None
+        self.cache = teacher_cache(opt)
+        self.cached: Any = None  # the teacher's images of this batch, from the cache
         self.net_d: Any = None  # an nn.Module where there is a `network_d`
         self.degradation: Degradation | None = None
         self.aux = nn.ModuleDict()
@@ -139,6 +141,9 @@ class DistillationModel(ValidatedModel):
             option = train_opt.get(f'{name}_opt')
             if option is None:
                 continue
+            if self.cache and 'teacher_features' in term.needs:
+                raise OptionError(f'`train.{name}_opt` compares feature maps of the teacher, and `teacher.cache` has '
+                                  'only its images. Take one of the two out.')
             with nullcontext() if name in STOCK else self._own_random_numbers():
                 option = {'type': term.default_type, **option}
                 terms[name] = term(name, self._build_criterion(name, option), self)
@@ -264,6 +269,9 @@ class DistillationModel(ValidatedModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One update of what the stage trains, from the images of `feed_data`."""
+        if self.cache and self.cached is None:
+            raise OptionError('`teacher.cache` is read by the loop of kd_cli only. Call kd_cli.train.main in your '
+                              'train.py, or take `teacher.cache` out.')
         self._enter_stage(current_iter)
         step = Step(self.lq, {'gt': self.gt, **self.targets()})
         self.loss_tensors: OrderedDict[str, Tensor] = OrderedDict()
@@ -273,8 +281,12 @@ class DistillationModel(ValidatedModel):
             self.model_ema(self.ema_decay)
 
     def feed_data(self, data: dict[str, Any]) -> None:
-        """Takes LR images and ground truths from a batch, or makes the LR images as Real-ESRGAN does."""
+        """Takes LR images and ground truths from a batch, or makes the LR images as Real-ESRGAN does.
+
+        With `teacher.cache` a batch brings the teacher's images along.
+        """
         self.gt_usm: Tensor | None = None
+        self.cached = data.get('teacher')
         if self.degradation is None or 'kernel1' not in data:  # validation images are not degraded
             super().feed_data(data)
             return
@@ -368,6 +380,9 @@ class DistillationModel(ValidatedModel):
 
     def _forward_teacher(self, step: Step, features: bool) -> None:
         assert self.teacher is not None
+        if self.cache:
+            step.teacher = self.cached.to(self.device)
+            return
         step.teacher, step.teacher_features = self.teacher.generate(step.lq, self.teacher_taps if features else None)
 
     def _generator_phase(self, step: Step, iteration: int) -> None:

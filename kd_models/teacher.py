@@ -1,6 +1,7 @@
 """The frozen networks that teach: built from the `teacher` section, kept in eval, never trained, never saved."""
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -47,6 +48,15 @@ class Teacher:
         if taps is None:
             return self.adapter(self.net_g, lq), {}
         return taps.run(lambda: self.adapter(self.net_g, lq))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides its images: the network's options, how it is called, and a hash of its weights as loaded."""
+        weights = hashlib.sha256()
+        for name, tensor in self.net_g.state_dict().items():
+            weights.update(name.encode())
+            weights.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return {'network_g': self.adapter.network_opt, 'adapter': type(self.adapter).__name__,
+                'weights': weights.hexdigest()}
 
     @torch.no_grad()
     def discriminate(self, images: Tensor, taps: Taps) -> dict[str, Tensor]:

@@ -33,10 +33,11 @@ from kd_utils.schema import (
     nearest,
     registered,
     require,
+    teacher_cache,
 )
 
 __all__ = ['OptionError', 'apply_aliases', 'check_files', 'check_options', 'find_option_file', 'load_yaml', 'nearest',
-           'parse_options', 'parse_yaml']
+           'parse_options', 'parse_yaml', 'teacher_cache']
 
 # Other projects' names for what is here: key -> key. Applied to the models of this package only.
 ALIASES: dict[str, str] = {
@@ -362,6 +363,7 @@ def _set_paths(opt: Options, root_path: str, is_train: bool) -> None:
     if teacher_path is not None:
         require('teacher.path', 'dict', teacher_path)
         _expand_home(teacher_path, ('pretrain_network', ))
+        _expand_home(opt['teacher'], ('cache', ))
     for key in _loss_weight_keys(opt):
         _expand_home(get(opt, key.rpartition('.')[0]), ('weights', ))
     kind = 'experiments' if is_train else 'results'

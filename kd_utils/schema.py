@@ -155,7 +155,7 @@ FOLDERS: Table = {
     'visualization': 'path',
 }
 
-TEACHER: Table = {'network_g': 'dict!', 'network_d': 'dict?', 'path': 'dict!'}
+TEACHER: Table = {'network_g': 'dict!', 'network_d': 'dict?', 'path': 'dict!', 'cache': 'path?'}
 
 # BasicSR's names of losses; those of other names are this package's.
 STOCK_LOSSES = ('pixel', 'ldl', 'perceptual', 'gan')
@@ -325,6 +325,13 @@ def measures_teacher(opt: Options) -> bool:
     """Whether a metric compares with the teacher's images."""
     metrics = get(opt, 'val.metrics')
     return isinstance(metrics, dict) and any(get(metric, 'reference') == 'teacher' for metric in metrics.values())
+
+
+def teacher_cache(opt: Options) -> str | None:
+    """The folder of the teacher's stored images; None where there is none or no loss reads them."""
+    train = opt.get('train') or {}
+    read = any('teacher' in needs and train.get(f'{name}_opt') is not None for name, needs in NEEDS.items())
+    return get(opt, 'teacher.cache') if read and not is_foreign(opt.get('model_type')) else None
 
 
 def _fits(kind: str, value: Any) -> bool:
@@ -569,6 +576,17 @@ class _Checker:
             if teacher.get(f'network_{label}') and not path.get(f'pretrain_network_{label}'):
                 self.doubt(f'`teacher.path.pretrain_network_{label}` is missing, and an untrained network teaches '
                            f'nothing. Name the file with the weights of `teacher.network_{label}`.')
+        if self.ours and self.training and teacher.get('cache') is not None:
+            self.check_cache()
+
+    def check_cache(self) -> None:
+        kind = str(get(self.opt, 'datasets.train.type')).removesuffix('_basicsr')
+        if kind != 'PairedImageDataset':
+            self.refuse('`teacher.cache` keeps one image of the teacher for each training image, which fits the fixed '
+                        f'pairs of PairedImageDataset only. {kind} may degrade or crop otherwise at each draw. '
+                        'Use PairedImageDataset with prepared LR images, or take `teacher.cache` out.')
+        if teacher_cache(self.opt) is None:
+            self.warnings.append("`teacher.cache` is of no use: no loss asks for the teacher's images.")
 
     def check_path(self) -> None:
         path = self.opt.get('path') or {}

@@ -21,6 +21,7 @@ from kd_utils.options import (
     nearest,
     parse_options,
     parse_yaml,
+    teacher_cache,
 )
 from kd_utils.schema import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
@@ -487,7 +488,8 @@ def parse(path: str, *arguments: str, root: str = 'root', is_train: bool = True)
 
 def test_training_options_are_basicsrs(write, monkeypatch):
     monkeypatch.setenv('HOME', '/home/me')
-    opt, args = parse(write(DISTILLATION), '--auto_resume')
+    opt, args = parse(write(DISTILLATION), '--auto_resume', '--force_yml', 'teacher:cache=~/cache')
+    assert opt['teacher']['cache'] == '/home/me/cache'
     assert opt['datasets']['train']['phase'] == 'train' and opt['datasets']['val']['phase'] == 'val'
     assert opt['datasets']['train']['scale'] == 4
     assert opt['datasets']['train']['dataroot_gt'] == 'datasets/gt'
@@ -1056,6 +1058,24 @@ def test_a_test_without_weights_is_warned_of(write):
     for value in (None, REMOVE):
         assert check_options(change(opt, 'path.pretrain_network_g', value), LOSSES) == [
             '`path.pretrain_network_g` is missing: a network with random weights is measured.']
+
+
+def test_a_cache_of_the_teacher_needs_a_loss_that_reads_it():
+    opt = change(distillation(), 'teacher.cache', 'folder')
+    assert teacher_cache(opt) == 'folder' and check_options(opt, LOSSES) == check_options(distillation(), LOSSES)
+    assert teacher_cache(change(opt, 'model_type', 'TestForeignModel')) is None
+    opt = {**adversarial_files(), 'teacher': opt['teacher']}
+    assert teacher_cache(opt) is None
+    assert "`teacher.cache` is of no use: no loss asks for the teacher's images." in check_options(opt, LOSSES)
+
+
+@pytest.mark.parametrize('dataset', ['RealESRGANDataset', 'RealESRGANPairedDataset', 'TestForeignDataset'])
+def test_a_cache_of_the_teacher_needs_fixed_pairs(dataset):
+    """Said before anything else of the dataset."""
+    opt = change(change(distillation(), 'teacher.cache', 'folder'), 'datasets.train.type', dataset)
+    message = refusal(opt)
+    assert f'PairedImageDataset only. {dataset} may degrade or crop otherwise at each draw.' in message
+    assert 'Use PairedImageDataset with prepared LR images, or take `teacher.cache` out.' in message
 
 
 def test_a_test_against_the_teacher_needs_its_weights(write):
