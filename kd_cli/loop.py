@@ -354,7 +354,7 @@ def _fill_cache(opt: dict[str, Any], cache: TeacherCache, model: Any) -> None:
         made = cache.fill(missing, lambda lq: model.teacher.generate(lq.to(model.device))[0])
         for done, _ in enumerate(made, 1):
             bar.update()
-            if done % -(-len(missing) // 10) == 0:  # where the log is a file there is no bar
+            if done == len(missing) or done % -(-len(missing) // 10) == 0:  # in a log file there is no bar
                 logger.info(f'Teacher cache: {done} of {len(missing)} images made.')
     if opt['dist']:
         torch.distributed.barrier()
