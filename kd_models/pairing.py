@@ -68,6 +68,15 @@ def _residual_net(net: Any) -> list[str]:  # EDSR, RCAN
     return ['conv_first', *_evenly('body', len(net.body)), 'conv_after_body']
 
 
+def _gcfsr(net: Any) -> list[str]:  # each size of the encoder, then of the decoder
+    return ['conv_body_first', *(f'conv_body_down.{i}' for i in range(len(net.conv_body_down))), 'final_conv',
+            'style_conv1', *(f'style_convs.{i}' for i in range(1, len(net.style_convs), 2))]
+
+
+def _stylegan2_discriminator(net: Any) -> list[str]:  # its residual blocks
+    return [f'conv_body.{i}' for i in range(1, len(net.conv_body))]
+
+
 DEFAULT_LAYERS: dict[str, Callable[[Any], list[str]]] = {
     'RRDBNet': lambda net: ['conv_first', *_evenly('body', len(net.body)), 'conv_body', 'conv_up1', 'conv_up2'],
     # body: first conv, activation, then (conv, activation) * num_conv, last conv
@@ -78,6 +87,10 @@ DEFAULT_LAYERS: dict[str, Callable[[Any], list[str]]] = {
     'SwinIR': lambda net: ['conv_first', *_evenly('layers', len(net.layers)), 'conv_after_body'],
     'UNetDiscriminatorSN': lambda net: [f'conv{i}' for i in range(7)],
     'VGGStyleDiscriminator': lambda net: [f'conv{i}_1' for i in range(5)],
+    'GCFSR': _gcfsr,
+    'GCFSR_blind': _gcfsr,
+    'GCFSRDiscriminator': _stylegan2_discriminator,
+    'StyleGAN2Discriminator': _stylegan2_discriminator,
 }
 
 
@@ -89,7 +102,8 @@ def default_layers(net: nn.Module, option: str) -> list[str]:
         option: The YAML key to set for other families, for the message.
 
     Returns:
-        Module paths, always of the same length for one architecture, so that networks of different depth pair up.
+        Module paths, always of the same length for one architecture (and `out_size`, where it has that), so that
+        networks of different depth pair up.
 
     Raises:
         OptionError: The family has no entry.
@@ -116,4 +130,8 @@ def pair_layers(layers: dict[str, str] | None, teacher: nn.Module, student: nn.M
         raise OptionError(f'The default layers pair networks of one family, not {type(teacher).__name__} with '
                           f'{type(student).__name__}. Name the pairs in `{option}.layers`, for example '
                           f'`{{{of_teacher[1]}: {of_student[1]}}}`.')
+    if len(of_teacher) != len(of_student):
+        raise OptionError(f'The default layers of {type(teacher).__name__} are one per size of its maps, and teacher '
+                          'and student have different numbers of sizes. Set one `out_size` for both, or name the '
+                          f'pairs in `{option}.layers`.')
     return dict(zip(of_teacher, of_student, strict=True))

@@ -1,0 +1,18 @@
+"""Batched bicubic resizing against BasicSR's, which is MATLAB's."""
+import pytest
+import torch
+from basicsr.utils.matlab_functions import imresize
+
+from kd_utils import resize
+
+
+@pytest.mark.parametrize('length, size', [(8, 64), (5, 30), (2, 16), (24, 24), (64, 8), (64, 2), (32, 24)])
+def test_as_basicsr(length, size):
+    images = torch.rand(2, 3, length, length, generator=torch.Generator().manual_seed(0))
+    expected = torch.stack([imresize(image, size / length) for image in images])
+    torch.testing.assert_close(resize.bicubic(images, size), expected, atol=2e-6, rtol=0)
+
+
+def test_a_single_pixel_and_double_precision():
+    images = torch.rand(1, 3, 1, 1, dtype=torch.float64)
+    torch.testing.assert_close(resize.bicubic(images, 4), images.expand(1, 3, 4, 4), atol=1e-6, rtol=0)
