@@ -1,8 +1,9 @@
 """MATLAB's bicubic `imresize` for batches on any device."""
 from __future__ import annotations
 
+import math
+
 import torch
-from basicsr.utils.matlab_functions import calculate_weights_indices
 from torch import Tensor
 
 
@@ -25,8 +26,20 @@ def bicubic(images: Tensor, size: int) -> Tensor:
 
 
 def _matrix(length: int, size: int) -> Tensor:
-    """(size, length): the weights of MATLAB's bicubic (a = -0.5), with borders that repeat in mirror image."""
-    weights, indices, before, _ = calculate_weights_indices(length, size, size / length, 'cubic', 4, True)
-    sources = (indices.long() - before) % (2 * length)
+    """(size, length): the weights of each input pixel in each output pixel; the borders repeat in mirror image."""
+    widen = max(length / size, 1.)  # reducing takes a wider kernel, against aliasing
+    centres = (torch.arange(size, dtype=torch.float64) + 0.5) * length / size - 0.5
+    reach = math.ceil(2 * widen)
+    sources = centres.floor().long()[:, None] + torch.arange(-reach, reach + 1)  # (size, pixels)
+    weights = _cubic((centres[:, None] - sources) / widen)
+    weights = weights / weights.sum(1, keepdim=True)
+    sources = sources % (2 * length)
     sources = torch.minimum(sources, 2 * length - 1 - sources)
-    return torch.zeros(size, length).scatter_add_(1, sources, weights)
+    return torch.zeros(size, length, dtype=weights.dtype).scatter_add(1, sources, weights)
+
+
+def _cubic(x: Tensor) -> Tensor:
+    """Keys' cubic kernel with a = -0.5 (R. Keys 1981)."""
+    x = x.abs()
+    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    return torch.where(x <= 1, near, torch.where(x <= 2, far, 0.))
