@@ -4,7 +4,8 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Container
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 from itertools import chain, count
 from os import path as osp
 from typing import Any
@@ -17,6 +18,7 @@ from basicsr.utils import get_root_logger, imwrite, tensor2img
 from basicsr.utils.registry import METRIC_REGISTRY
 from tqdm import tqdm
 
+from kd_metrics import MetricUnavailable
 from kd_models.adapters import Adapter
 from kd_models.teacher import Teacher
 
@@ -55,13 +57,14 @@ class ValidatedModel(SRModel):
         return total / 8
 
     def nondist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
-        """BasicSR's validation; it keeps each image's metrics and leaves out those that need a missing GT."""
+        """BasicSR's validation; it keeps each image's metrics, has metrics of the whole set, and leaves out those
+        that cannot be computed."""
         dataset = dataloader.dataset.opt['name']
         if self._metrics():
             self._initialize_best_metric_results(dataset)
-        images: dict[str, dict[str, float]] = {}
+        measured = _Measured(dataset, self._metrics(), self._left_out())
         for data in tqdm(dataloader, unit='image', disable=not self.opt['val'].get('pbar', False), leave=False):
-            name = _unused_name(data['lq_path'][0], images)
+            name = _unused_name(data['lq_path'][0], measured.images)
             if hasattr(self, 'gt'):
                 del self.gt  # of the training batch or the image before
             self.feed_data(data)
@@ -69,24 +72,15 @@ class ValidatedModel(SRModel):
             image = tensor2img([self.output.cpu()])
             if save_img:
                 imwrite(image, self._image_path(dataset, name, current_iter))
-            images[name] = self._measure(image)
-        self._report_metrics(dataset, images, current_iter, tb_logger)
+            measured.add(name, image, self._reference)
+        self._report_metrics(measured, current_iter, tb_logger)
 
     def _metrics(self) -> dict[str, dict[str, Any]]:
         return (self.opt.get('val') or {}).get('metrics') or {}
 
-    def _measure(self, image: np.ndarray) -> dict[str, float]:
-        """The metrics of the current image against the ground truth, or the teacher's image (`reference: teacher`)."""
-        values, references = {}, {}
-        for name, option in self._metrics().items():
-            source = option.get('reference', 'gt')
-            if source not in references:
-                references[source] = self._reference(source)
-            reference = {} if references[source] is None else {'img2': references[source]}
-            if reference or not _needs_reference(option):
-                option = {key: value for key, value in option.items() if key != 'reference'}
-                values[name] = float(calculate_metric({'img': image, **reference}, option))
-        return values
+    def _left_out(self) -> dict[tuple[str, str], str]:
+        """(dataset, metric) -> why it is left out for the rest of the run."""
+        return self.__dict__.setdefault('_metrics_left_out', {})
 
     def _reference(self, source: str) -> np.ndarray | None:
         if source == 'gt':
@@ -100,22 +94,17 @@ class ValidatedModel(SRModel):
             return osp.join(root, name, f'{name}_{current_iter}.png')
         return osp.join(root, dataset, f'{name}_{self.opt["val"].get("suffix") or self.opt["name"]}.png')
 
-    def _report_metrics(self, dataset: str, images: dict[str, dict[str, float]], current_iter: int | str,
-                        tb_logger: Any) -> None:
-        measured = next(iter(images.values()), {})
+    def _report_metrics(self, measured: _Measured, current_iter: int | str, tb_logger: Any) -> None:
+        dataset = measured.dataset
         if self._ensembles():
             get_root_logger().warning(f'{dataset}: x8 self-ensemble is on, eight passes per image.')
-        skipped = [metric for metric in self._metrics() if metric not in measured]
-        if skipped:
-            get_root_logger().warning(f'{dataset} has no ground truth; left out: {", ".join(skipped)}.')
-        self.metric_results = {metric: sum(values[metric] for values in images.values()) / len(images)
-                               for metric in measured}
+        self.metric_results = measured.means()
         if not self.metric_results:
             return
         for metric, value in self.metric_results.items():
             self._update_best_metric_result(dataset, metric, value, current_iter)
         self._log_validation_metric_values(current_iter, dataset, tb_logger)
-        self._write_metrics(dataset, images, current_iter)
+        self._write_metrics(dataset, measured.images, current_iter)
 
     def _write_metrics(self, dataset: str, images: dict[str, dict[str, float]], current_iter: int | str) -> None:
         """For `kd-compare`: a line per validation while training, a file with each image's values in a test."""
@@ -146,8 +135,86 @@ def _append_line(path: str, line: str) -> None:
         file.write(line.encode() + b'\n')
 
 
+class _Measured:
+    """The metrics of one pass over a set.
+
+    Args:
+        dataset: Name of the set.
+        options: Metric -> its options.
+        left_out: (dataset, metric) -> why, for the rest of the run; a metric that is unavailable is added, logged once.
+
+    Attributes:
+        images: Image -> metric -> value.
+    """
+
+    def __init__(self, dataset: str, options: dict[str, dict[str, Any]], left_out: dict[tuple[str, str], str]) -> None:
+        self.dataset, self.options, self.left_out = dataset, options, left_out
+        self.images: dict[str, dict[str, float]] = {}
+        self.of_set: dict[str, Any] = {}
+        self.failed = {metric for of_dataset, metric in left_out if of_dataset == dataset}
+        for name, option in self._possible():
+            if measures_a_set(option):
+                arguments = {key: value for key, value in option.items() if key not in ('type', 'better', 'reference')}
+                with self._leaving_out(name):
+                    self.of_set[name] = METRIC_REGISTRY.get(option['type'])(**arguments)
+
+    def add(self, image: str, img: np.ndarray, reference: Callable[[str], np.ndarray | None]) -> None:
+        """Measures an image, (H, W, C) uint8 BGR, against `reference('gt')` or `reference('teacher')`."""
+        references: dict[str, np.ndarray | None] = {}
+        values = self.images[image] = {}
+        for name, option in self._possible():
+            source = option.get('reference', 'gt')
+            if source not in references:
+                references[source] = reference(source)
+            data = {'img': img} if references[source] is None else {'img': img, 'img2': references[source]}
+            with self._leaving_out(name, image):
+                if name in self.of_set:
+                    self.of_set[name].update(**data)
+                elif 'img2' not in data and _needs_reference(option):
+                    raise MetricUnavailable('There is no ground truth to compare with.')
+                else:
+                    values[name] = float(calculate_metric(data, {k: v for k, v in option.items() if k != 'reference'}))
+
+    def means(self) -> dict[str, float]:
+        """Metric -> mean over the images, or value of the set."""
+        values: dict[str, float] = {}
+        for name, _ in self._possible() if self.images else []:
+            with self._leaving_out(name):
+                values[name] = float(self.of_set[name].compute()) if name in self.of_set else \
+                    sum(of_image[name] for of_image in self.images.values()) / len(self.images)
+        return values
+
+    def _possible(self) -> list[tuple[str, dict[str, Any]]]:
+        return [item for item in self.options.items() if item[0] not in self.failed]
+
+    @contextmanager
+    def _leaving_out(self, metric: str, image: str = 'the whole set') -> Iterator[None]:
+        """A metric that fails is left out with its values so far; it must not end a run of days."""
+        try:
+            yield
+        except MetricUnavailable as error:
+            if (metric, str(error)) not in [(name, reason) for (_, name), reason in self.left_out.items()]:
+                get_root_logger().warning(f'{self.dataset}: the metric {metric} is left out. {error}')
+            self.left_out[self.dataset, metric] = str(error)
+            self._forget(metric)
+        except Exception as error:  # noqa: BLE001  a metric of another project may raise anything
+            get_root_logger().warning(f'{self.dataset}: the metric {metric} is left out of this validation, it failed '
+                                      f'on {image} ({type(error).__name__}: {error}).', exc_info=True)
+            self._forget(metric)
+
+    def _forget(self, metric: str) -> None:
+        self.failed.add(metric)
+        for values in self.images.values():
+            values.pop(metric, None)
+
+
 def refers_to_teacher(metric_opt: dict[str, Any]) -> bool:
     return metric_opt.get('reference') == 'teacher'
+
+
+def measures_a_set(metric_opt: dict[str, Any]) -> bool:
+    """Whether a metric is of the whole set, not of single images: a class, see kd_metrics."""
+    return inspect.isclass(METRIC_REGISTRY.get(metric_opt['type']))
 
 
 def _needs_reference(metric_opt: dict[str, Any]) -> bool:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from kd_utils.schema import (
     LOSS_REGISTRY,
+    METRIC_REGISTRY,
     OUR_PACKAGES,
     OptionError,
     Options,
@@ -62,7 +63,8 @@ MOVED_VALUES: dict[str, tuple[tuple[str, ...], str]] = {
 _REAL_ESRGAN = 'https://github.com/xinntao/Real-ESRGAN/releases'
 _MODEL_ZOO = 'https://github.com/XPixelGroup/BasicSR/blob/master/docs/ModelZoo.md'
 _SWINIR = 'https://github.com/JingyunLiang/SwinIR/releases'
-# File names of public teachers -> where they are.
+_TORCHVISION = 'https://download.pytorch.org/models'
+# File names of public weights -> where they are.
 DOWNLOADS: dict[str, str] = {
     'RealESRGAN_x*plus*.pth': _REAL_ESRGAN,
     'RealESRNet_x*plus.pth': _REAL_ESRGAN,
@@ -72,6 +74,10 @@ DOWNLOADS: dict[str, str] = {
     'RCAN_*.pth': _MODEL_ZOO,
     'ESRGAN_*.pth': _MODEL_ZOO,
     'MSRResNet_*.pth': _MODEL_ZOO,
+    'vgg1?-*.pth': _TORCHVISION,
+    'alexnet-*.pth': _TORCHVISION,
+    'squeezenet1_1-*.pth': _TORCHVISION,
+    'weights-inception-*.pth': 'https://github.com/toshas/torch-fidelity/releases',
 }
 
 IMAGES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
@@ -364,8 +370,8 @@ def _set_paths(opt: Options, root_path: str, is_train: bool) -> None:
         require('teacher.path', 'dict', teacher_path)
         _expand_home(teacher_path, ('pretrain_network', ))
         _expand_home(opt['teacher'], ('cache', ))
-    for key in _loss_weight_keys(opt):
-        _expand_home(get(opt, key.rpartition('.')[0]), ('weights', ))
+    for key in [*_loss_weight_keys(opt), *_metric_keys(opt, 'weights'), *_metric_keys(opt, 'real')]:
+        _expand_home(get(opt, key.rpartition('.')[0]), ('weights', 'real'))
     kind = 'experiments' if is_train else 'results'
     root = osp.join(root_path, kind, opt['name'])
     opt['path'].update({f'{kind}_root': root, 'log': root, 'visualization': osp.join(root, 'visualization')})
@@ -403,6 +409,9 @@ def check_files(opt: Options) -> None:
         path = get(opt, key)
         if isinstance(path, str):
             _check_weights(key, path)
+    for key in _metric_keys(opt, 'real'):
+        _check_root(key, get(opt, key), lmdb=False, named=False)
+        _images(key, get(opt, key))
     state = get(opt, 'path.resume_state')
     if state is not None and not (state.endswith('.state') and osp.isfile(state)):
         raise OptionError(f'`path.resume_state`: `{state}` is no training state. Name a file such as '
@@ -417,7 +426,7 @@ def _weight_keys(opt: Options) -> list[str]:
     if training or measures_teacher(opt):
         path = get(opt, 'teacher.path') or {}
         keys += [f'teacher.path.{key}' for key in path if str(key).startswith('pretrain_network')]
-    return keys + (_loss_weight_keys(opt) if training else [])
+    return keys + _metric_keys(opt, 'weights') + (_loss_weight_keys(opt) if training else [])
 
 
 def _loss_weight_keys(opt: Options) -> list[str]:
@@ -427,6 +436,14 @@ def _loss_weight_keys(opt: Options) -> list[str]:
     return [f'train.{name}.weights' for name in names
             if isinstance(get(opt, f'train.{name}.weights'), str)
             and is_from(OUR_PACKAGES, losses.get(str(get(opt, f'train.{name}.type'))))]
+
+
+def _metric_keys(opt: Options, name: str) -> list[str]:
+    """The keys of that name, of a file or folder, that metrics of this package have."""
+    metrics, known = get(opt, 'val.metrics'), registered(METRIC_REGISTRY)
+    return [f'val.metrics.{metric}.{name}' for metric, option in (metrics if isinstance(metrics, dict) else {}).items()
+            if isinstance(get(opt, f'val.metrics.{metric}.{name}'), str)
+            and is_from(OUR_PACKAGES, known.get(str(get(option, 'type'))))]
 
 
 def _check_weights(key: str, path: str) -> None:

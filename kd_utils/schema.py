@@ -241,6 +241,9 @@ ARGUMENTS: Table = {
 # Class -> arguments that take more than their default tells.
 ARGUMENTS_OF: dict[str, Table] = {
     'SwinIR': {'img_size': 'number or numbers', 'patch_size': 'number or numbers'},
+    'LPIPSLoss': {'net': 'vgg|alex|squeeze'},
+    'calculate_lpips': {'net': 'vgg|alex|squeeze'},
+    'RandomFID': {'seed': 'count'},
 }
 ANNOTATIONS: Table = {'int': 'int', 'float': 'number', 'bool': 'bool', 'str': 'text', 'dict': 'dict', 'list': 'list'}
 
@@ -409,9 +412,9 @@ def _annotated(parameter: inspect.Parameter) -> str | None:
 
 
 def _swallows_keys(factory: Callable[..., Any]) -> bool:
-    """Whether it may have a use for other keys: `**kwargs`, which in BasicSR's own code are accepted and not read."""
+    """Whether it may have a use for other keys: `**kwargs`, which in BasicSR and here are accepted and not read."""
     swallows = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(factory).parameters.values())
-    return swallows and not factory.__module__.startswith('basicsr.')
+    return swallows and not is_from(('basicsr', *OUR_PACKAGES), factory)
 
 
 # --------------------------------------------------------------------------------------------------------- the check
@@ -644,10 +647,13 @@ class _Checker:
         table.update({extra: ARGUMENTS.get(extra, 'any') for extra in getattr(loss, 'options', ())})
         self.constructor(key, option, table, _swallows_keys(loss), self.doubt)
         if isinstance(loss, type) and issubclass(loss, PerceptualLoss):
-            layers = VGG_LAYERS.get(option.get('vgg_type', 'vgg19'), ())
-            for layer in option.get('layer_weights', {}):
-                if layer not in layers:
-                    self.refuse(f'`{key}.layer_weights`: there is no layer `{layer}`.{nearest_or_all(layer, layers)}')
+            self.check_layers(key, option)
+
+    def check_layers(self, key: str, option: Options) -> None:
+        layers = VGG_LAYERS.get(option.get('vgg_type', 'vgg19'), ())
+        for layer in option.get('layer_weights') or {}:
+            if layer not in layers:
+                self.refuse(f'`{key}.layer_weights`: there is no layer `{layer}`.{nearest_or_all(layer, layers)}')
 
     def check_optimizer(self, name: str) -> None:
         kind = get(self.opt, f'train.{name}.type')
@@ -705,6 +711,12 @@ class _Checker:
         function = self.lookup(f'{key}.type', 'metric', metric.get('type'), registered(METRIC_REGISTRY))
         table = {**_arguments(function, skip=('img', 'img2')), **METRIC}
         self.constructor(key, metric, table, _swallows_keys(function), self.refuse)
+        if is_from(('kd_metrics', ), function):
+            self.check_layers(key, metric)
+        self.check_package(key, metric['type'], getattr(function, 'package', None))
+        if inspect.isclass(function) and not self.ours:
+            self.refuse(f'`{key}.type`: {metric["type"]} is of a whole set, which {self.opt["model_type"]} does not '
+                        'know. Set `model_type: DistillationModel`, or take the metric out.')
         if metric.get('reference') != 'teacher':
             return
         if not self.ours:
@@ -712,6 +724,13 @@ class _Checker:
                         'Set `model_type: DistillationModel`, or write `gt`.')
         if not self.opt.get('teacher'):
             self.refuse(f'`{key}.reference: teacher` needs `teacher`, which is missing. Add it, or write `gt`.')
+
+    def check_package(self, key: str, metric: str, package: str | None) -> None:
+        """What an optional extra of this package brings."""
+        if package is not None and importlib.util.find_spec(package) is None:
+            name = package.replace('_', '-')
+            self.refuse(f'`{key}.type`: {metric} needs the package {name}, which is not installed. '
+                        f'Run `pip install {name}`, or take the metric out.')
 
     # ---- datasets
 
