@@ -26,6 +26,7 @@ from basicsr.metrics import calculate_metric
 from kd_cli.errors import reported
 from kd_cli.figures import draw_crops, draw_curves, widest_difference
 from kd_cli.results import Group, Pictures, Run, group_curve, load_curves, load_groups, metrics_of
+from kd_metrics import MetricUnavailable
 from kd_models.adapters import build_adapter
 from kd_models.probe import probe
 from kd_utils.options import OptionError
@@ -127,18 +128,25 @@ def _seeds(group: Group) -> str:
 
 
 def score_bicubic(pictures: Pictures, first: Run) -> dict[str, dict[str, float]]:
-    """Image -> metric -> value of bicubic interpolation, with the metrics' own options; those against GT only."""
-    options = {name: option for name, option in metrics_of(first).items() if option.get('reference', 'gt') == 'gt'}
-    scores = {}
+    """Image -> metric -> value of bicubic interpolation, with the metrics' own options; those of images, against GT."""
+    options = {name: option for name, option in metrics_of(first).items()
+               if option.get('reference', 'gt') == 'gt' and name not in first.of_set}
+    scores: dict[str, dict[str, float]] = {}
     for image in sorted(first.images):
         gt, img = pictures.gt(image), pictures.bicubic(image)
         if gt is not None and img.shape != gt.shape:
             raise OptionError(f'The bicubic image of {image} is {img.shape[1]}x{img.shape[0]}, the ground truth '
                               f'{gt.shape[1]}x{gt.shape[0]}. Leave out the folder after --bicubic to have it made.')
         data = {'img': img} if gt is None else {'img': img, 'img2': gt}
-        scores[image] = {name: float(calculate_metric(data, {k: v for k, v in option.items() if k != 'reference'}))
-                         for name, option in options.items()}
-    return scores
+        scores[image] = {}
+        for name, option in list(options.items()):
+            try:
+                scores[image][name] = float(
+                    calculate_metric(data, {k: v for k, v in option.items() if k != 'reference'}))
+            except MetricUnavailable as error:
+                print(f'No {name} of bicubic interpolation. {error}')
+                del options[name]
+    return {image: {name: values[name] for name in options} for image, values in scores.items()}
 
 
 def choose_crops(groups: Sequence[Group], pictures: Pictures, count: int) -> list[dict[str, Any]]:
@@ -295,7 +303,8 @@ def compare(root: Path, entries: Sequence[str], out: Path, dataset: str | None =
         if label not in by_label:
             raise OptionError(f'There is no label `{label}` here. Choose from: {", ".join(by_label)}.')
     reference, metrics = reference or groups[0].label, metrics_of(groups[0].runs[0])
-    against = [versus(by_label[pair[0]], by_label[pair[1]], metric) for metric in metrics] if pair else []
+    per_image = [metric for metric in metrics if metric not in groups[0].runs[0].of_set]
+    against = [versus(by_label[pair[0]], by_label[pair[1]], metric) for metric in per_image] if pair else []
     curve = load_curves(root, groups, curve_dataset, curve_metric)
     pictures = Pictures(root, groups[0].runs[0], dataset, bicubic if isinstance(bicubic, Path) else None)
     scores = score_bicubic(pictures, groups[0].runs[0]) if bicubic else {}

@@ -27,15 +27,20 @@ class Run:
         opt: The options it was tested with.
         seed: `manual_seed` of its training; None where it was not trained here.
         images: Image name -> metric -> value.
+        of_set: Metric of the whole set -> value.
         curve: Validation metric by iteration.
     """
     name: str
     opt: dict[str, Any]
     seed: int | None
     images: dict[str, dict[str, float]]
+    of_set: dict[str, float] = field(default_factory=dict)
     curve: dict[int, float] = field(default_factory=dict)
 
     def mean(self, metric: str) -> float:
+        """Over the images; of a metric of the whole set its value."""
+        if metric in self.of_set:
+            return self.of_set[metric]
         return float(np.mean([values[metric] for values in self.images.values()]))
 
 
@@ -129,23 +134,24 @@ def _tested_datasets(root: Path, name: str) -> list[str]:
 def load_run(root: Path, name: str, dataset: str) -> Run:
     """Reads what the test, and the training where there was one, left behind."""
     results, experiment = root / 'results' / name, root / 'experiments' / name
-    images = _images_of(results / f'metrics_{dataset}.json')
+    images, means = _metrics_in(results / f'metrics_{dataset}.json')
+    of_set = {metric: value for metric, value in means.items() if metric not in next(iter(images.values()))}
     trained = load_yaml(experiment / 'options.yml') if (experiment / 'options.yml').exists() else {}
-    return Run(name, load_yaml(results / 'options.yml'), trained.get('manual_seed'), images)
+    return Run(name, load_yaml(results / 'options.yml'), trained.get('manual_seed'), images, of_set)
 
 
-def _images_of(path: Path) -> dict[str, dict[str, float]]:
-    """Image -> metric -> value.
+def _metrics_in(path: Path) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Image -> metric -> value, and metric -> mean over the images or value of the set.
 
     Raises:
         OptionError: The file is damaged.
     """
     content = _parsed(path.read_bytes())
-    images = content.get('images') if isinstance(content, dict) else None
-    if not isinstance(images, dict) or not images or not all(map(_are_metrics, images.values())) \
-            or len({frozenset(metrics) for metrics in images.values()}) > 1:
+    images: Any = content.get('images') if isinstance(content, dict) else None
+    if not isinstance(images, dict) or not images or not _are_metrics(content.get('mean')) \
+            or not all(map(_are_numbers, images.values())) or len({frozenset(of) for of in images.values()}) > 1:
         raise OptionError(f'{path} is damaged, perhaps by a test that was killed. Test `{path.parent.name}` again.')
-    return images
+    return images, content['mean']
 
 
 def _parsed(text: bytes) -> Any:
@@ -156,8 +162,12 @@ def _parsed(text: bytes) -> Any:
         return None
 
 
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(number, int | float) for number in value.values())
+
+
 def _are_metrics(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(isinstance(number, int | float) for number in value.values())
+    return bool(value) and _are_numbers(value)
 
 
 def load_groups(root: Path, entries: Sequence[str], dataset: str | None) -> tuple[list[Group], str]:
@@ -185,6 +195,9 @@ def _check_comparable(first: Run, run: Run, dataset: str) -> None:
         raise OptionError(f'`{first.name}` and `{run.name}` were tested on other images of `{dataset}`: {other[0]} is '
                           'in one of them only. Test both with the same folders.')
     for metric, option in metrics_of(first).items():
+        if metric in run.opt['val']['metrics'] and metric not in metrics_of(run):
+            raise OptionError(f'`{run.name}` has no `{metric}`: its test left it out, and its log says why. '
+                              'Test it again.')
         if metrics_of(run).get(metric) != option:
             raise OptionError(f'`{first.name}` and `{run.name}` define `{metric}` differently. '
                               'Test both with the same val.metrics.')
@@ -192,7 +205,7 @@ def _check_comparable(first: Run, run: Run, dataset: str) -> None:
 
 def metrics_of(run: Run) -> dict[str, dict[str, Any]]:
     """The metrics that were measured, by name, with their options."""
-    measured = next(iter(run.images.values()))
+    measured = {*next(iter(run.images.values())), *run.of_set}
     return {name: option for name, option in run.opt['val']['metrics'].items() if name in measured}
 
 

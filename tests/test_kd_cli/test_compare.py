@@ -11,6 +11,7 @@ import yaml
 
 from kd_cli import compare, prepare, results
 from kd_cli.figures import widest_difference
+from kd_metrics import MetricUnavailable
 from kd_utils.options import OptionError
 from tests.support import EDSR, TEACHER
 
@@ -302,3 +303,56 @@ def test_a_mistake_ends_in_one_line(root, flags, message, capsys):
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert message in error and error.count('\n') == 1
+
+
+def add_metrics_of_the_set(root, only: bool = False) -> None:
+    """A metric of the whole set beside those of the images, or alone, in the results of all runs."""
+    for i, name in enumerate(PSNR):
+        folder = root / 'results' / name
+        opt = yaml.safe_load((folder / 'options.yml').read_text())
+        opt['val']['metrics'] = {'fid': {'type': 'RandomFID', 'better': 'lower'},
+                                 **({} if only else opt['val']['metrics'])}
+        (folder / 'options.yml').write_text(yaml.safe_dump(opt, sort_keys=False))
+        content = json.loads((folder / 'metrics_Tiny.json').read_text())
+        content['mean'] = {'fid': 10. + i, **({} if only else content['mean'])}
+        content['images'] = {image: {} if only else values for image, values in content['images'].items()}
+        (folder / 'metrics_Tiny.json').write_text(json.dumps(content))
+
+
+def test_a_metric_of_the_whole_set(root, fast):
+    """It is in the table with its spread over the seeds, but not paired by image, and bicubic has none."""
+    add_metrics_of_the_set(root)
+    report = compare.compare(root, ENTRIES, root / 'out', bicubic=True, pair=['distilled', 'alone'], size=(8, 8))
+    assert [row['metrics']['fid']['mean'] for row in report['networks']] == [10., 11.5, 13.5]
+    assert [result['metric'] for result in report['versus']] == ['psnr', 'ssim']
+    assert set(report['bicubic']['0']) == {'psnr', 'ssim'}
+    table = (root / 'out' / 'table.md').read_text()
+    assert '11.50 ± 0.71' in table and 'RandomFID' in table
+
+
+def test_metrics_of_the_set_alone(root, fast):
+    add_metrics_of_the_set(root, only=True)
+    report = compare.compare(root, ENTRIES, root / 'out', bicubic=True, pair=['distilled', 'alone'], size=(8, 8))
+    assert list(report['metrics']) == ['fid'] and report['versus'] == []
+    assert (root / 'out' / 'comparison.png').exists()
+
+
+def test_a_metric_that_one_test_left_out_is_named(root):
+    path = root / 'results' / 'kd_s2' / 'metrics_Tiny.json'
+    content = json.loads(path.read_text())
+    for values in (content['mean'], *content['images'].values()):
+        del values['ssim']
+    path.write_text(json.dumps(content))
+    with pytest.raises(OptionError, match='`kd_s2` has no `ssim`: its test left it out, and its log says why'):
+        results.load_groups(root, ENTRIES, None)
+
+
+def test_a_metric_that_is_unavailable_here_is_left_out_of_bicubic(root, fast, monkeypatch, capsys):
+    def unavailable(data, option):
+        if option['type'] == 'calculate_ssim':
+            raise MetricUnavailable('No weights.')
+        return 30.
+    monkeypatch.setattr(compare, 'calculate_metric', unavailable)
+    report = compare.compare(root, ENTRIES, root / 'out', bicubic=True, size=(8, 8))
+    assert report['bicubic']['1'] == {'psnr': 30.}
+    assert capsys.readouterr().out.count('No ssim of bicubic interpolation. No weights.') == 1
