@@ -79,7 +79,7 @@ def _downloaded(net: str) -> nn.Module:
         file = osp.join(torch.hub.get_dir(), 'checkpoints', BACKBONES[net])
         raise WeightsUnavailable(
             f'LPIPS with `net: {net}` could not get its weights ({getattr(error, "reason", error)}). Download '
-            f'https://download.pytorch.org/models/{BACKBONES[net]} elsewhere and put it to {file}, '
+            f'https://download.pytorch.org/models/{BACKBONES[net]} elsewhere and save it as {file}, '
             'or name it by `weights: FILE`.') from None
 
 

@@ -96,7 +96,7 @@ def test_without_a_network_the_remedy_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(_api, 'load_state_dict_from_url', offline)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     with pytest.raises(WeightsUnavailable, match='could not get its weights .no route.. Download .*'
-                       f'squeezenet1_1-b8a52dc0.pth elsewhere and put it to {tmp_path}.*`weights: FILE`'):
+                       f'squeezenet1_1-b8a52dc0.pth elsewhere and save it as {tmp_path}.*`weights: FILE`'):
         LPIPSLoss(net='squeeze')
 
 
