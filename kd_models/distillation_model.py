@@ -35,6 +35,7 @@ from kd_models.terms import STOCK, TERMS, Term
 from kd_models.validation import ValidatedModel, refers_to_teacher
 from kd_utils import checkpoint
 from kd_utils.options import OptionError, apply_aliases, check_options, teacher_cache
+from kd_utils.schema import TERM_KEYS
 
 
 @MODEL_REGISTRY.register()
@@ -91,7 +92,7 @@ class DistillationModel(ValidatedModel):
         self._build_ema(train_opt.get('ema_decay', 0))
         if self.opt.get('network_d'):
             self._build_discriminator()
-        with self._own_random_numbers():
+        with self.own_random_numbers():
             if self.opt.get('teacher'):
                 self.teacher = Teacher(self.opt['teacher'], self.device)
         if is_degrading(self.opt):
@@ -144,14 +145,15 @@ class DistillationModel(ValidatedModel):
             if self.cache and 'teacher_features' in term.needs:
                 raise OptionError(f'`train.{name}_opt` compares feature maps of the teacher, and `teacher.cache` has '
                                   'only its images. Take one of the two out.')
-            with nullcontext() if name in STOCK else self._own_random_numbers():
+            with nullcontext() if name in STOCK else self.own_random_numbers():
                 option = {'type': term.default_type, **option}
-                terms[name] = term(name, self._build_criterion(name, option), self)
+                own = {key: option.pop(key) for key in TERM_KEYS.get(name, ()) if key in option}
+                terms[name] = term(name, self._build_criterion(name, option), self, **own)
                 self._try(terms[name])
         self.cri_feature_kd_d: Any = None
         if train_opt.get('feature_kd_d_opt') is not None:
             option = {'type': TERMS['feature_kd'].default_type, **train_opt['feature_kd_d_opt']}
-            with self._own_random_numbers():
+            with self.own_random_numbers():
                 self.cri_feature_kd_d = self._build_criterion('feature_kd_d', option)
         self.cri_gan: Any = terms['gan'].criterion if 'gan' in terms else None
         return terms
@@ -217,7 +219,8 @@ class DistillationModel(ValidatedModel):
         return next((self.opt['network_g'][name] for name in names if name in self.opt['network_g']), 3)
 
     @staticmethod
-    def _own_random_numbers() -> Any:
+    def own_random_numbers() -> Any:
+        """A context in which random numbers are drawn that those after it do not notice."""
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         return torch.random.fork_rng(devices=devices)
 
@@ -278,7 +281,12 @@ class DistillationModel(ValidatedModel):
         self._update(step, current_iter)
         self.output = step.output.detach()
         if self.ema_decay > 0:
-            self.model_ema(self.ema_decay)
+            self.model_ema(self._ema_decay_at(current_iter))
+
+    def _ema_decay_at(self, iteration: int) -> float:
+        """With `ema_ramp_up` r, the half-life of the EMA is at most r times the iterations so far (StyleGAN2-ADA)."""
+        ramp = self.opt['train'].get('ema_ramp_up')
+        return min(self.ema_decay, 0.5**(1 / (ramp * iteration))) if ramp else self.ema_decay
 
     def feed_data(self, data: dict[str, Any]) -> None:
         """Takes LR images and ground truths from a batch, or makes the LR images as Real-ESRGAN does.
@@ -326,11 +334,15 @@ class DistillationModel(ValidatedModel):
                     module.reset_parameters()
             self.runtime.synchronize(*adaptors)
 
+    def _losses(self, iteration: int) -> list[str]:
+        """The losses that are on, in the order of their sum, whatever their order in the YAML file."""
+        assert self.stage is not None
+        return [name for name, term in self.terms.items() if name in self.stage.losses and iteration >= term.starts]
+
     def _updates_generator(self, iteration: int) -> bool:
         """BasicSR's net_d_iters and net_d_init_iters hold while the discriminator is trained."""
-        assert self.stage is not None
         in_turn = iteration % self.net_d_iters == 0 and iteration > self.net_d_init_iters
-        return bool(self.stage.losses) and (in_turn or not self._updates_discriminator())
+        return bool(self._losses(iteration)) and (in_turn or not self._updates_discriminator())
 
     def _simultaneous(self, step: Step, iteration: int) -> None:
         """As BasicSR's SRGANModel: both updates see the student's output from before the generator's."""
@@ -355,9 +367,9 @@ class DistillationModel(ValidatedModel):
 
     def _forward(self, step: Step, iteration: int) -> None:
         """The student, and what else the losses of the stage need; without a graph where nothing is to be updated."""
-        assert self.stage is not None
         updates = self._updates_generator(iteration)
-        needs = {'student'}.union(*(self.terms[name].needs for name in self.stage.losses)) if updates else {'student'}
+        losses = self._losses(iteration) if updates else []
+        needs = {'student'}.union(*(self.terms[name].needs for name in losses))
         with torch.set_grad_enabled(updates):
             step.run(needs, self._forwards(needs))
 
@@ -393,13 +405,12 @@ class DistillationModel(ValidatedModel):
             self.net_d.requires_grad_(False)
         self.optimizer_g.zero_grad()
         total: Tensor | float = 0
-        for name in self.terms:  # one order for every YAML file
-            if name in self.stage.losses:
-                for log_name, value in self.terms[name](step).items():
-                    if log_name.startswith('l_'):
-                        value = value * self.stage.weights[name] if name in self.stage.weights else value
-                        total = total + value
-                    self.loss_tensors[log_name] = value.detach()
+        for name in self._losses(iteration):
+            for log_name, value in self.terms[name](step).items():
+                if log_name.startswith('l_'):
+                    value = value * self.stage.weights[name] if name in self.stage.weights else value
+                    total = total + value
+                self.loss_tensors[log_name] = value.detach()
         self.runtime.backward(total)  # type: ignore[arg-type]
         self.runtime.step(self.optimizer_g)
 

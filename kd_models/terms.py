@@ -11,7 +11,9 @@ from basicsr.losses.loss_util import get_refined_artifact_map
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kd_losses.self_distill_loss import augment_alike
 from kd_models.step import Step
+from kd_utils.options import OptionError
 
 if TYPE_CHECKING:
     from kd_models.distillation_model import DistillationModel
@@ -23,9 +25,11 @@ class Term:
     Attributes:
         needs: The forwards it reads, of `teacher`, `teacher_features`, `ema`; the student's always runs.
         default_type: The loss class where `<name>_opt` gives no `type`.
+        starts: The first iteration in which it is on.
     """
     needs: frozenset[str] = frozenset()
     default_type: str | None = None
+    starts = 1
 
     def __init__(self, name: str, criterion: nn.Module, model: DistillationModel) -> None:
         self.name = name
@@ -127,6 +131,64 @@ class ContrastiveTerm(Term):
         return self.criterion(*[images.repeat(min(batch, 2), 1, 1, 1)] * 3)['loss'].dim() == 0
 
 
+class SelfDistillTerm(Term):
+    """l_g_self_distill: the student's image against its EMA's, L = w d(A(G(x)), A(sg[G_ema(x)])) (SD-GAN).
+
+    Args:
+        loss_weight: w, whatever the class of the distance d. At 0 the distance is computed without gradient and logged.
+        augment: Whether both images go through one random geometric transform A.
+        start_iter: The iteration after which it is on.
+
+    Raises:
+        OptionError: The generator draws random numbers that its EMA would not get.
+    """
+    needs = frozenset({'ema'})
+    default_type = 'LPIPSLoss'
+
+    def __init__(self, name: str, criterion: nn.Module, model: DistillationModel, *, loss_weight: float = 0.1,
+                 augment: bool = False, start_iter: int = 0) -> None:
+        super().__init__(name, criterion, model)
+        self.weight, self.augment, self.starts = loss_weight, augment, start_iter + 1
+
+    def __call__(self, step: Step) -> dict[str, Tensor]:
+        learns = self.weight > 0
+        # at weight 0 nothing else may notice it, the random numbers of what comes after included
+        with torch.set_grad_enabled(learns), torch.random.fork_rng(devices=[], enabled=not learns):
+            distance = self._distance(step.output, step.ema)
+        loss = {'l_g_self_distill': self.weight * distance} if learns else {}
+        return {**loss, 'self_distill_distance': distance}
+
+    def _distance(self, student: Tensor, ema: Tensor) -> Tensor:
+        if self.augment:
+            student, ema = augment_alike(student, ema)
+        distance = self.criterion(student, ema)
+        # PerceptualLoss returns a pair, of which one is None where its weight is 0
+        return sum(part for part in distance if part is not None) if isinstance(distance, tuple) else distance
+
+    def fits(self, images: Tensor) -> bool:
+        """Whether the criterion takes two images and returns a scalar."""
+        if self._draws_random_numbers():
+            raise OptionError(f'`train.{self.name}_opt` compares two images of one generator, and '
+                              f'{type(self.model.net_g).__name__} draws random numbers in each pass, so that they '
+                              'differ for no fault of its weights. Switch its noise off, or take the loss out.')
+        return self._distance(images, images).dim() == 0
+
+    @torch.no_grad()
+    def _draws_random_numbers(self) -> bool:
+        model = self.model
+        lq = torch.zeros(model.lq_size(), device=model.device)
+        with model.own_random_numbers():
+            before = random_states()
+            model.adapter(model.net_g_ema, lq)
+            return random_states() != before
+
+
+def random_states() -> list[bytes]:
+    """Where torch's generators are, of the CPU and of the GPU in use."""
+    states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])
+    return [state.numpy().tobytes() for state in states]
+
+
 # The order of the sum, so of the gradients' accumulation: BasicSR's own (RealESRGANModel has all four), then ours.
 TERMS: dict[str, type[Term]] = {
     'pixel': PixelTerm,
@@ -136,5 +198,6 @@ TERMS: dict[str, type[Term]] = {
     'response_kd': ResponseKDTerm,
     'feature_kd': FeatureKDTerm,
     'contrastive': ContrastiveTerm,
+    'self_distill': SelfDistillTerm,
 }
 STOCK = ('pixel', 'ldl', 'perceptual', 'gan')

@@ -160,15 +160,19 @@ TEACHER: Table = {'network_g': 'dict!', 'network_d': 'dict?', 'path': 'dict!', '
 # BasicSR's names of losses; those of other names are this package's.
 STOCK_LOSSES = ('pixel', 'ldl', 'perceptual', 'gan')
 # Keys of `train` that BasicSR's models do not know, and those that are of no use without a discriminator.
-OUR_TRAIN_KEYS = ('stages', 'update_order', 'gan_mode')
+OUR_TRAIN_KEYS = ('stages', 'update_order', 'gan_mode', 'ema_ramp_up')
 ADVERSARIAL_KEYS = ('update_order', 'gan_mode', 'net_d_iters', 'net_d_init_iters', 'net_d_reg_every', 'r1_reg_weight')
 
 # Besides these: <name>_opt of every loss.
 TRAIN: Table = {
     'optim_g': 'dict!', 'optim_d': 'dict?', 'scheduler': 'dict?', 'total_iter': 'iters!', 'warmup_iter': 'warmup',
-    'ema_decay': 'decay', 'stages': 'dicts?', 'update_order': 'simultaneous|g_first|d_first',
+    'ema_decay': 'decay', 'ema_ramp_up': 'ratio?', 'stages': 'dicts?', 'update_order': 'simultaneous|g_first|d_first',
     'gan_mode': 'standard|relativistic', 'net_d_iters': 'size', 'net_d_init_iters': 'count', 'net_d_reg_every': 'size',
     'r1_reg_weight': 'weight',
+}
+# Keys of <name>_opt that the model reads, not the class of the loss.
+TERM_KEYS: dict[str, Table] = {
+    'self_distill': {'loss_weight': 'weight', 'augment': 'bool', 'start_iter': 'count'},
 }
 STAGE: Table = {
     'name': 'str!', 'iters': 'iters!', 'losses': 'words!', 'train_d': 'bool', 'weights': 'dict?',
@@ -645,6 +649,7 @@ class _Checker:
         loss = self.lookup(f'{key}.type', 'loss', kind, registered(LOSS_REGISTRY))
         table = _arguments(loss, skip=getattr(loss, 'supplied', ()))
         table.update({extra: ARGUMENTS.get(extra, 'any') for extra in getattr(loss, 'options', ())})
+        table.update(TERM_KEYS.get(name, {}))
         self.constructor(key, option, table, _swallows_keys(loss), self.doubt)
         if isinstance(loss, type) and issubclass(loss, PerceptualLoss):
             self.check_layers(key, option)
@@ -913,6 +918,9 @@ class _Rules:
         if not stage['losses'] and not train_d:
             self.refuse(f'`{key}` trains nothing. Give it a loss (of those with options: '
                         f'{", ".join(self.generators) or "none yet, such as pixel_opt"}), or `train_d: true`.')
+        if stage['losses'] in (['self_distill'], ('self_distill', )):
+            self.refuse(f'`{key}` has the loss `self_distill` alone, which keeps a generator where it is. '
+                        'Add another one, such as `pixel` or `gan`.')
         if train_d and 'gan' not in self.configured:
             self.refuse(f'{what}, but `train.gan_opt` is missing. Add it.')
         if gan and stage.get('discriminator') == 'teacher':
@@ -950,6 +958,8 @@ class _Rules:
         asked = asked or any(stage.get('discriminator') == 'teacher' for stage in stages)
         asked = asked or measures_teacher(self.opt)
         self.warnings += [f'`train.{name}_opt` is on in no stage.' for name in self.configured if name not in used]
+        if self.train.get('ema_ramp_up') and not self.train.get('ema_decay'):
+            self.warnings.append('`train.ema_ramp_up` is of no use without `train.ema_decay`.')
         if self.opt.get('teacher') and not asked:
             self.warnings.append('`teacher` is there, but no loss or metric asks it: nothing is distilled.')
 

@@ -95,6 +95,19 @@ def test_equals_the_stock_model(tmp_path, stock_without_gpu, train_opt, top):
         assert_equal_weights(weights(ours.net_g_ema), weights(stock.net_g_ema))
 
 
+def test_self_distillation_at_weight_0_equals_the_stock_model(tmp_path, stock_without_gpu):
+    data = list(synthetic(4))
+    weightless = {'self_distill_opt': {'type': 'MSELoss', 'loss_weight': 0, 'augment': True}, 'ema_decay': 0.9}
+    ours, our_logs = run(degrading(tmp_path, weightless, **USM, model_type='SDGANModel'), data)
+    stock, stock_logs = run(degrading(tmp_path, {'ema_decay': 0.9}, **USM, model_type='RealESRGANModel'), data)
+    for (log, *images, drawn), (stock_log, *stock_images, stock_drawn) in zip(our_logs, stock_logs, strict=True):
+        assert log.pop('self_distill_distance') >= 0
+        assert log == stock_log and drawn == stock_drawn
+        assert all(map(torch.equal, images, stock_images))
+    for name in ('net_g', 'net_d', 'net_g_ema'):
+        assert_equal_weights(weights(getattr(ours, name)), weights(getattr(stock, name)))
+
+
 def test_paired_data_with_sharpened_targets_equals_the_stock_model(tmp_path, stock_without_gpu):
     data = batches(3)
     ours, our_logs = run(gan_options(tmp_path, high_order_degradation=False, **USM), data)
