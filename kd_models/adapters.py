@@ -40,8 +40,17 @@ class WindowAdapter(Adapter):
         return output[..., :height * scale, :width * scale]
 
 
+class StyleGAN2Adapter(Adapter):
+    """Latents (N, num_style_feat) to images (N, 3, out_size, out_size) in [0, 1], with the network's stored noise."""
+
+    def __call__(self, net: nn.Module, lq: Tensor) -> Tensor:
+        return net([lq], randomize_noise=False)[0] / 2 + 0.5
+
+
 def build_adapter(network_opt: dict[str, Any]) -> Adapter:
     """The adapter for a `network_g` section: windowed where it has a `window_size` (SwinIR, HAT ...)."""
+    if network_opt['type'] == 'StyleGAN2Generator':
+        return StyleGAN2Adapter(network_opt)
     if isinstance(network_opt.get('window_size'), int):
         return WindowAdapter(network_opt)
     return Adapter(network_opt)

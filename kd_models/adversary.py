@@ -89,7 +89,7 @@ class Adversary:
         if real_kd is not None and fake_kd is not None:
             logs['l_d_feature_kd'] = real_kd + fake_kd
         if self.r1_weight and iteration % self.r1_every == 0:
-            logs['l_d_r1'] = self._penalize(real_images)
+            logs['l_d_r1'] = self.penalize(real_images)
         runtime.step(optimizer)
         return logs
 
@@ -107,8 +107,15 @@ class Adversary:
         targets: Features = self.model.teacher.discriminate(images, self.teacher_taps)
         return prediction, 0.5 * self.model.cri_feature_kd_d(features, targets)
 
-    def _penalize(self, real_images: Tensor) -> Tensor:
-        """Lazy R1 (Mescheder et al. 2018; lazily as in StyleGAN2): gamma/2 |grad D(y)|^2, times the interval."""
+    def penalize(self, real_images: Tensor) -> Tensor:
+        """Adds the gradient of R1, gamma/2 |grad D(y)|^2 times its interval (Mescheder et al. 2018; StyleGAN2).
+
+        Args:
+            real_images: y, (N, C, H, W).
+
+        Returns:
+            |grad D(y)|^2, the mean over the batch.
+        """
         images = real_images.detach().requires_grad_(True)
         penalty = r1_penalty(self.model.net_d(images), images)
         self.model.runtime.backward(self.r1_weight / 2 * penalty * self.r1_every)

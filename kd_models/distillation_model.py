@@ -92,7 +92,7 @@ class DistillationModel(ValidatedModel):
         self._build_ema(train_opt.get('ema_decay', 0))
         if self.opt.get('network_d'):
             self._build_discriminator()
-        with self.own_random_numbers():
+        with self._own_random_numbers():
             if self.opt.get('teacher'):
                 self.teacher = Teacher(self.opt['teacher'], self.device)
         if is_degrading(self.opt):
@@ -145,7 +145,7 @@ class DistillationModel(ValidatedModel):
             if self.cache and 'teacher_features' in term.needs:
                 raise OptionError(f'`train.{name}_opt` compares feature maps of the teacher, and `teacher.cache` has '
                                   'only its images. Take one of the two out.')
-            with nullcontext() if name in STOCK else self.own_random_numbers():
+            with nullcontext() if name in STOCK else self._own_random_numbers():
                 option = {'type': term.default_type, **option}
                 own = {key: option.pop(key) for key in TERM_KEYS.get(name, ()) if key in option}
                 terms[name] = term(name, self._build_criterion(name, option), self, **own)
@@ -153,7 +153,7 @@ class DistillationModel(ValidatedModel):
         self.cri_feature_kd_d: Any = None
         if train_opt.get('feature_kd_d_opt') is not None:
             option = {'type': TERMS['feature_kd'].default_type, **train_opt['feature_kd_d_opt']}
-            with self.own_random_numbers():
+            with self._own_random_numbers():
                 self.cri_feature_kd_d = self._build_criterion('feature_kd_d', option)
         self.cri_gan: Any = terms['gan'].criterion if 'gan' in terms else None
         return terms
@@ -219,8 +219,7 @@ class DistillationModel(ValidatedModel):
         return next((self.opt['network_g'][name] for name in names if name in self.opt['network_g']), 3)
 
     @staticmethod
-    def own_random_numbers() -> Any:
-        """A context in which random numbers are drawn that those after it do not notice."""
+    def _own_random_numbers() -> Any:
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         return torch.random.fork_rng(devices=devices)
 
@@ -246,6 +245,8 @@ class DistillationModel(ValidatedModel):
 
     def _build_optimizer(self, label: str, net: nn.Module) -> torch.optim.Optimizer:
         option = dict(self.opt['train'][f'optim_{label}'])
+        if 'betas' in option:
+            option['betas'] = [float(beta) for beta in option['betas']]  # PyTorch refuses [0, 0.99]
         groups = [{'params': [p for p in net.parameters() if p.requires_grad]}]
         groups += [{'params': [p for p in aux.parameters() if p.requires_grad]} for name, aux in self.aux.items()
                    if name.endswith('_d') == (label == 'd')]
@@ -490,8 +491,16 @@ class DistillationModel(ValidatedModel):
                  'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
                  'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
                  'aux': self.aux.state_dict(),
+                 'own': self.own_state(),
                  'best_metric_results': getattr(self, 'best_metric_results', {})}
         checkpoint.save(state, osp.join(self.opt['path']['training_states'], f'{current_iter}.state'))
+
+    def own_state(self) -> dict[str, Any]:
+        """What a method's next iteration depends on besides networks and optimizers: tensors and numbers by name."""
+        return {}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Restores what `own_state` returned."""
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         """Restores optimizers, schedulers, training-only modules and best metrics.
@@ -507,6 +516,7 @@ class DistillationModel(ValidatedModel):
         for scheduler, state in zip(self.schedulers, resume_state['schedulers'], strict=False):
             scheduler.__dict__.update({key: state[key] for key in ('last_epoch', '_step_count', '_last_lr')})
         self.aux.load_state_dict(resume_state.get('aux', {}))
+        self.load_own_state(resume_state.get('own', {}))
         if resume_state.get('best_metric_results'):
             self.best_metric_results = resume_state['best_metric_results']
         if self.degradation is not None:

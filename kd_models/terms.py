@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from kd_losses.self_distill_loss import augment_alike
 from kd_models.step import Step
 from kd_utils.options import OptionError
+from kd_utils.rng import RandomState
 
 if TYPE_CHECKING:
     from kd_models.distillation_model import DistillationModel
@@ -177,16 +178,10 @@ class SelfDistillTerm(Term):
     def _draws_random_numbers(self) -> bool:
         model = self.model
         lq = torch.zeros(model.lq_size(), device=model.device)
-        with model.own_random_numbers():
-            before = random_states()
+        before = RandomState.now()
+        with before.replay():
             model.adapter(model.net_g_ema, lq)
-            return random_states() != before
-
-
-def random_states() -> list[bytes]:
-    """Where torch's generators are, of the CPU and of the GPU in use."""
-    states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])
-    return [state.numpy().tobytes() for state in states]
+            return RandomState.now() != before
 
 
 # The order of the sum, so of the gradients' accumulation: BasicSR's own (RealESRGANModel has all four), then ours.

@@ -82,7 +82,8 @@ def test_its_gradient_is_added_once(tmp_path):
     sgd = {'optim_g': {'type': 'SGD', 'lr': 1.0}, 'scheduler': None}
     path = dict(model_options(tmp_path)['path'], pretrain_network_g=str(tmp_path / 'start.pth'), strict_load_g=True)
     torch.manual_seed(1)
-    torch.save({name: build_network(dict(EDSR)).state_dict() for name in ('params', 'params_ema')}, path['pretrain_network_g'])
+    nets = {name: build_network(dict(EDSR)).state_dict() for name in ('params', 'params_ema')}
+    torch.save(nets, path['pretrain_network_g'])
     results = []
     for change in (lambda options: options, without):
         options = change(sd_options(tmp_path, sgd, path=path))
@@ -91,7 +92,8 @@ def test_its_gradient_is_added_once(tmp_path):
     model = build_model(without(sd_options(tmp_path, sgd, path=path)))
     lq = batches(1)[0]['lq']
     (0.5 * ((model.net_g(lq) - model.net_g_ema(lq).detach())**2).mean()).backward()
-    for p, q, reference in zip(*(model_.net_g.parameters() for model_ in results), model.net_g.parameters(), strict=True):
+    nets = [result.net_g for result in (*results, model)]
+    for p, q, reference in zip(*(net.parameters() for net in nets), strict=True):
         torch.testing.assert_close(q - p, reference.grad, rtol=1e-3, atol=1e-6)
 
 
@@ -106,7 +108,8 @@ def test_from_equal_weights_the_first_step_is_that_without(tmp_path):
 def test_fine_tuning_from_params_ema(tmp_path):
     source, _ = run(sd_options(tmp_path), 3)
     source.save(0, 3)
-    path = {**source.opt['path'], 'pretrain_network_g': str(tmp_path / 'models/net_g_3.pth'), 'param_key_g': 'params_ema'}
+    file = str(tmp_path / 'models/net_g_3.pth')
+    path = {**source.opt['path'], 'pretrain_network_g': file, 'param_key_g': 'params_ema'}
     _, logs = run(sd_options(tmp_path, path=path), 1)
     assert logs[0]['self_distill_distance'] == 0
 

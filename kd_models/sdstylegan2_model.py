@@ -1,0 +1,204 @@
+"""SD-GAN in the paper's own setting: unconditional StyleGAN2 with self-distillation (arXiv 2605.08577).
+
+    L_G = softplus(-D(G(z))) + w d(A(G(z; n)), A(sg[G_ema(z; n)])),    path length every 4 iterations
+    L_D = softplus(-D(y)) + softplus(D(G(z'))),                        R1 every 16 iterations
+
+One iteration is that of BasicSR's StyleGAN2Model: D on fresh fakes, then G on fresh latents, then the EMA. The EMA gets
+the generator's latents z, style mixing and noise n.
+"""
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from os import path as osp
+from typing import Any
+
+import cv2
+import torch
+from basicsr.losses.gan_loss import g_path_regularize
+from basicsr.utils import imwrite, tensor2img
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import Tensor
+
+from kd_models.distillation_model import DistillationModel
+from kd_models.step import Step
+from kd_utils.options import OptionError
+from kd_utils.rng import RandomState
+from kd_utils.schema import get
+
+DEFAULTS: dict[str, Any] = {
+    'ema_decay': 0.5**(32 / 10_000), 'gan_opt': {'type': 'GANLoss', 'gan_type': 'wgan_softplus', 'loss_weight': 1.0},
+    'self_distill_opt': {}, 'r1_reg_weight': 10, 'net_d_reg_every': 16, 'path_reg_weight': 2, 'net_g_reg_every': 4,
+    'path_batch_shrink': 2, 'mixing_prob': 0.9, 'update_order': 'd_first',
+}
+# What the base reads and StyleGAN2's iteration has no place for.
+UNREAD = ('gan_mode', 'net_d_iters', 'net_d_init_iters', 'stages')
+GRID = 16  # samples in the picture of a validation
+
+
+@MODEL_REGISTRY.register()
+class SDStyleGAN2Model(DistillationModel):
+    """BasicSR's StyleGAN2Model with self-distillation, on any device; images are in [-1, 1] while training.
+
+    Validation and tests take their latents from a `SampleDataset` and add a grid of the first samples. At weight 0, or
+    with `self_distill_opt: ~`, one iteration is StyleGAN2Model's bit for bit.
+    """
+    degrades = False
+    option_keys = {'train.path_reg_weight': 'weight', 'train.net_g_reg_every': 'size',
+                   'train.path_batch_shrink': 'size', 'train.mixing_prob': 'prob', 'val.num_val_samples': 'size'}
+
+    @classmethod
+    def complete(cls, opt: dict[str, Any]) -> None:
+        """BasicSR's values where the YAML is silent, and a SampleDataset for a validation that has no data."""
+        opt.setdefault('scale', 1)  # of no meaning here
+        samples = {'type': 'SampleDataset', 'num_style_feat': get(opt, 'network_g.num_style_feat') or 512}
+        if opt.get('val') and isinstance(opt.get('datasets'), dict):
+            if get(opt, 'val.self_ensemble'):
+                raise OptionError('`val.self_ensemble` turns LR images, and there are none. Take it out.')
+            if opt.get('is_train', True) and not any(str(name).startswith('val') for name in opt['datasets']):
+                count = opt['val'].get('num_val_samples', GRID)
+                opt['datasets']['val'] = {'name': 'samples', 'n': count, 'phase': 'val', 'scale': 1, **samples}
+        for dataset in (opt.get('datasets') or {}).values():
+            if isinstance(dataset, dict) and dataset.get('type') == 'SampleDataset':
+                dataset.setdefault('num_style_feat', samples['num_style_feat'])
+        super().complete(opt)
+
+    @classmethod
+    def complete_training(cls, opt: dict[str, Any], train_opt: dict[str, Any]) -> None:
+        """Also Adam's betas, which lazy regularisation adapts (Karras et al. 2020)."""
+        for key, value in train_opt.items():
+            foreign = str(key).endswith('_opt') and key not in ('gan_opt', 'self_distill_opt')
+            if value is not None and (foreign or key in UNREAD):
+                raise OptionError(f'`train.{key}` is not read by SDStyleGAN2Model, whose losses are `gan_opt` and '
+                                  '`self_distill_opt`. Take it out.')
+        for key, value in DEFAULTS.items():
+            train_opt.setdefault(key, dict(value) if isinstance(value, dict) else value)
+        if train_opt['update_order'] != 'd_first':
+            raise OptionError('`train.update_order`: StyleGAN2 updates the discriminator first, each network on fakes '
+                              'of its own. Write `d_first`, or leave it out.')
+        for label in 'gd':
+            optimizer, every = train_opt.get(f'optim_{label}'), train_opt[f'net_{label}_reg_every']
+            if isinstance(optimizer, dict) and isinstance(every, int) and every > 0:
+                optimizer.setdefault('betas', [0, 0.99**(every / (every + 1))])
+
+    def init_training_settings(self) -> None:
+        """The base's, and the state of the path length regularisation."""
+        super().init_training_settings()
+        self.mean_path_length: Tensor | float = 0
+
+    def lq_size(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Shape of one latent, (1, num_style_feat)."""
+        return (1, self.net_g.num_style_feat)
+
+    def gt_size(self) -> tuple[int, int, int, int]:
+        """Shape of one image, (1, 3, out_size, out_size)."""
+        size = self.opt['network_g']['out_size']
+        return (1, 3, size, size)
+
+    # ---------------------------------------------------------------- one iteration
+
+    def feed_data(self, data: dict[str, Any]) -> None:
+        """Takes real images `gt` (N, 3, H, W) in [-1, 1] in training, latents `lq` elsewhere."""
+        for name in {'gt', 'lq'} & set(data):
+            setattr(self, name, data[name].to(self.device))
+        if 'gt' in data and self.gt.shape[1:] != self.gt_size()[1:]:
+            size = 'x'.join(map(str, self.gt.shape[2:]))
+            raise OptionError(f'The images of datasets.train are {size}, and `network_g.out_size` is '
+                              f'{self.gt_size()[-1]}. Prepare images of that size, or change it.')
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        """One update of the discriminator, one of the generator, and the EMA."""
+        self._enter_stage(current_iter)
+        self.loss_tensors: OrderedDict[str, Tensor] = OrderedDict()
+        self._update_d(current_iter)
+        self._update_g(current_iter)
+        self.model_ema(self._ema_decay_at(current_iter))
+        self.loss_tensors = OrderedDict((name, value.detach()) for name, value in self.loss_tensors.items())
+
+    def _styles(self, batch: int) -> list[Tensor]:
+        """One latent (N, num_style_feat) per image or, with `mixing_prob`, two to be mixed."""
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(*shape, self.net_g.num_style_feat, device=self.device)
+
+        mixed = random.random() < self.opt['train']['mixing_prob']
+        return list(draw(2, batch).unbind(0)) if mixed else [draw(batch)]
+
+    def _update_d(self, iteration: int) -> None:
+        self.net_d.requires_grad_(True)
+        self.optimizer_d.zero_grad()
+        with torch.no_grad():
+            images = self.net_g(self._styles(len(self.gt)))[0]
+        fake = self.net_d(images)
+        real = self.net_d(self.gt)
+        loss = self.cri_gan(real, True, is_disc=True) + self.cri_gan(fake, False, is_disc=True)
+        self.runtime.backward(loss)
+        self.adversary.judged = real.detach(), fake.detach()
+        self.loss_tensors.update(l_d=loss, real_score=real.detach().mean(), fake_score=fake.detach().mean())
+        if self.adversary.r1_weight and iteration % self.adversary.r1_every == 0:
+            self.loss_tensors['l_d_r1'] = self.adversary.penalize(self.gt)
+        self.runtime.step(self.optimizer_d)
+
+    def _update_g(self, iteration: int) -> None:
+        self.net_d.requires_grad_(False)
+        self.optimizer_g.zero_grad()
+        styles = self._styles(len(self.gt))
+        before = RandomState.now()
+        fake = self.net_g(styles)[0]
+        loss = self.cri_gan(self.net_d(fake), True, is_disc=False)
+        self.loss_tensors['l_g'] = loss
+        if 'self_distill' in self._losses(iteration):
+            loss = loss + self._self_distill(styles, fake, before)
+        self.runtime.backward(loss)
+        train_opt = self.opt['train']
+        if train_opt['path_reg_weight'] and iteration % train_opt['net_g_reg_every'] == 0:
+            self._regularize_path()
+        self.runtime.step(self.optimizer_g)
+        self.lq, self.output = styles[0], fake.detach() / 2 + 0.5
+
+    def _self_distill(self, styles: list[Tensor], fake: Tensor, before: RandomState) -> Tensor | float:
+        """The loss against the EMA's images of the same latents, mixing and noise: those drawn from `before` on."""
+        with torch.no_grad(), before.replay():
+            ema = self.net_g_ema(styles)[0]
+        step = Step(styles[0], {})
+        step.output, step.ema = fake / 2 + 0.5, ema / 2 + 0.5
+        logs = self.terms['self_distill'](step)
+        self.loss_tensors.update(logs)
+        return logs.get('l_g_self_distill', 0)
+
+    def _regularize_path(self) -> None:
+        """Adds the gradient of path length regularisation (Karras et al. 2020, section 3.2)."""
+        train_opt = self.opt['train']
+        styles = self._styles(max(1, len(self.gt) // train_opt['path_batch_shrink']))
+        fake, latents = self.net_g(styles, return_latents=True)
+        penalty, length, mean = g_path_regularize(fake, latents, self.mean_path_length)
+        self.mean_path_length = self.runtime.mean(mean)
+        loss = train_opt['path_reg_weight'] * train_opt['net_g_reg_every'] * penalty
+        self.runtime.backward(loss)
+        self.loss_tensors.update(l_g_path=loss, path_length=length)
+
+    # ---------------------------------------------------------------- validation, checkpoints
+
+    def test(self) -> None:
+        """As the base's; the first samples are kept for the grid."""
+        super().test()
+        if len(self._grid) < GRID:
+            self._grid.append(self.output.cpu())
+
+    def nondist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
+        """The base's validation, and a picture of the first samples."""
+        self._grid: list[Tensor] = []
+        super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
+        grid = tensor2img(torch.cat(self._grid))
+        name = dataloader.dataset.opt['name']
+        imwrite(grid, osp.join(self.opt['path']['visualization'], f'{name}_{current_iter}.png'))
+        if tb_logger:
+            tb_logger.add_image(name, cv2.cvtColor(grid, cv2.COLOR_BGR2RGB), current_iter, dataformats='HWC')
+
+    def own_state(self) -> dict[str, Any]:
+        """The running mean of the path length."""
+        return {'mean_path_length': self.mean_path_length}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Restores it."""
+        mean = state.get('mean_path_length', 0)
+        self.mean_path_length = mean.to(self.device) if torch.is_tensor(mean) else mean
