@@ -121,11 +121,14 @@ def test_code_in_a_yaml_file_does_not_run(tmp_path, images):
 
 def test_every_shipped_yaml_is_read_and_checked():
     """As the commands read them; data, teachers and results need not be there."""
+    from basicsr.utils.registry import MODEL_REGISTRY
+
     from kd_models.distillation_model import DistillationModel
     from kd_utils.options import check_options, parse_options
     files = sorted((ROOT / 'options').rglob('*.yml'))
     assert files
     for file in files:
         opt, _ = parse_options(['-opt', str(file)], str(ROOT), is_train='train' in yaml.safe_load(file.read_text()))
+        MODEL_REGISTRY.get(opt['model_type']).complete(opt)
         warnings = check_options(opt, DistillationModel.losses)
         assert not [w for w in warnings if 'nothing is distilled' not in w], f'{file}: {warnings}'
