@@ -239,9 +239,11 @@ def notes(report: Mapping[str, Any]) -> str:
     definitions = '; '.join(f'{name}: {option["type"]}' + ''.join(f', {key} {value}' for key, value in option.items()
                                                                   if key != 'type')
                             for name, option in report['metrics'].items())
-    text = (f'Means over the {report["images"]} images of {report["dataset"]}, ± the standard deviation over the seeds '
-            f'where there are several ({definitions}). Time for one LR image of {height}x{width}, '
-            f'{report["reference"]} = 1: measured side by side, median of interleaved rounds, on {report["device"]}.')
+    passes = 'With x8 self-ensemble, eight passes per image; MACs and time are of one. '
+    text = (f'{passes if report["self_ensemble"] else ""}Means over the {report["images"]} images of '
+            f'{report["dataset"]}, ± the standard deviation over the seeds where there are several ({definitions}). '
+            f'Time for one LR image of {height}x{width}, {report["reference"]} = 1: measured side by side, median of '
+            f'interleaved rounds, on {report["device"]}.')
     return '\n\n'.join([text, *map(versus_text, report['versus'])])
 
 
@@ -311,6 +313,7 @@ def compare(root: Path, entries: Sequence[str], out: Path, dataset: str | None =
     measure_networks(groups, size, reference)
     report = {'dataset': dataset, 'images': len(groups[0].runs[0].images), 'metrics': metrics, 'size': list(size),
               'reference': reference, 'device': _device_text(), 'versus': against,
+              'self_ensemble': bool(groups[0].runs[0].opt['val'].get('self_ensemble')),
               'bicubic': scores, 'networks': [group_report(group, list(metrics)) for group in groups],
               'crops': choose_crops(groups, pictures, crops)}
     _write(out, groups, report, pictures, curve)

@@ -171,7 +171,7 @@ def _read_options(argv: Sequence[str] | None, root_path: str, is_train: bool) ->
     args.text = Path(args.opt).read_text(encoding='utf-8')  # its folder may be archived soon
     model = MODEL_REGISTRY._obj_map.get(opt.get('model_type'))
     if isinstance(model, type) and issubclass(model, DistillationModel):
-        model.complete(opt)
+        args.messages += model.complete(opt)
     args.messages += check_options(opt, DistillationModel.losses)
     check_files(opt)
     if args.loop == 'basicsr' and is_train and teacher_cache(opt):

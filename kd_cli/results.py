@@ -194,6 +194,10 @@ def _check_comparable(first: Run, run: Run, dataset: str) -> None:
     if other:
         raise OptionError(f'`{first.name}` and `{run.name}` were tested on other images of `{dataset}`: {other[0]} is '
                           'in one of them only. Test both with the same folders.')
+    ensembles = [bool(one.opt['val'].get('self_ensemble')) for one in (first, run)]
+    if ensembles[0] != ensembles[1]:
+        raise OptionError(f'One of `{first.name}` and `{run.name}` was tested with `val.self_ensemble`, the other '
+                          'without. Test both alike.')
     for metric, option in metrics_of(first).items():
         if metric in run.opt['val']['metrics'] and metric not in metrics_of(run):
             raise OptionError(f'`{run.name}` has no `{metric}`: its test left it out, and its log says why. '

@@ -76,15 +76,19 @@ class TeacherCache(Dataset):
         if names and RECORD not in names:
             raise OptionError(f'`teacher.cache`: `{self.folder}` has files, but no {RECORD} that says which teacher '
                               'made them. Name an empty folder, or one that is not there.')
-        found = json.loads(record.read_text())
+        try:
+            found = json.loads(record.read_text())
+        except ValueError:
+            raise OptionError(f'`teacher.cache`: `{record}` is damaged. Remove `{self.folder}` to have the images made '
+                              'anew, or name another folder.') from None
         other = ', '.join(key for key in made_by if found.get(key) != made_by[key])
         if other:
             raise OptionError(f'`teacher.cache`: the images in `{self.folder}` were made with other {other}. '
                               'Name another folder, or remove this one to have them made anew.')
 
     def missing(self, rank: int = 0, world_size: int = 1) -> list[int]:
-        """The images that are still to be made, by index; of several processes, this one's share."""
-        return [index for index in range(rank, len(self), world_size) if not self.files[index].exists()]
+        """The images that are absent or damaged, by index; of several processes, this one's share."""
+        return [index for index in range(rank, len(self), world_size) if not _whole(self.files[index])]
 
     def fill(self, indices: list[int], generate: Callable[[Tensor], Tensor]) -> Iterator[None]:
         """Makes images; to be stopped at any time.
@@ -110,6 +114,14 @@ def _content_hashes(dataset: Any) -> list[str]:
     backend = deepcopy(dataset.io_backend_opt)
     client = FileClient(backend.pop('type'), **backend)
     return [hashlib.blake2b(client.get(pair['lq_path'], 'lq'), digest_size=16).hexdigest() for pair in dataset.paths]
+
+
+def _whole(path: Path) -> bool:
+    try:
+        np.load(path, mmap_mode='r')
+        return True
+    except (OSError, ValueError, EOFError):  # absent, empty or cut off
+        return False
 
 
 def _write(path: Path, content: bytes) -> None:

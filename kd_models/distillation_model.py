@@ -6,6 +6,7 @@ forwards they need, `Step` runs these, the losses are summed in one order, `Runt
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -56,13 +57,13 @@ class DistillationModel(ValidatedModel):
 
     def __init__(self, opt: dict[str, Any]) -> None:
         # our loop has done this already, another project's has not
-        messages = apply_aliases(opt)
-        self.complete(opt)
+        messages = apply_aliases(opt) + self.complete(opt)
         for message in messages + check_options(opt, self.losses, strict=False):
             get_root_logger().warning(message)
         self.teacher: Teacher | None = None
         self.cache = teacher_cache(opt)
         self.cached: Any = None  # the teacher's images of this batch, from the cache
+        self.sources: Tensor | None = None  # which file each image of the batch is of
         self.net_d: Any = None  # an nn.Module where there is a `network_d`
         self.degradation: Degradation | None = None
         self.aux = nn.ModuleDict()
@@ -74,10 +75,18 @@ class DistillationModel(ValidatedModel):
             self.teacher = Teacher(opt['teacher'], self.device)
 
     @classmethod
-    def complete(cls, opt: dict[str, Any]) -> None:
-        """Writes what a method takes for granted into the options where they are silent; `~` is not silent."""
-        if opt.get('is_train', True) and isinstance(opt.get('train'), dict):
-            cls.complete_training(opt, opt['train'])
+    def complete(cls, opt: dict[str, Any]) -> list[str]:
+        """Writes what a method takes for granted into the options where they are silent; `~` is not silent.
+
+        Returns:
+            list[str]: A message for each loss that the file does not name.
+        """
+        if not (opt.get('is_train', True) and isinstance(opt.get('train'), dict)):
+            return []
+        written = set(opt['train'])
+        cls.complete_training(opt, opt['train'])
+        return [f'`train.{key}` is not in the file: {cls.__name__} has it on. To leave it out write `{key}: ~`.'
+                for key in opt['train'] if key.endswith('_opt') and key not in written]
 
     @classmethod
     def complete_training(cls, opt: dict[str, Any], train_opt: dict[str, Any]) -> None:
@@ -296,6 +305,8 @@ class DistillationModel(ValidatedModel):
         """
         self.gt_usm: Tensor | None = None
         self.cached = data.get('teacher')
+        paths = data.get('lq_path')
+        self.sources = torch.tensor([zlib.crc32(str(path).encode()) for path in paths]) if paths else None
         if self.degradation is None or 'kernel1' not in data:  # validation images are not degraded
             super().feed_data(data)
             return
@@ -534,10 +545,13 @@ class DistillationModel(ValidatedModel):
         def sizes(optimizers: list[dict[str, Any]]) -> list[list[int]]:
             return [[len(group['params']) for group in optimizer['param_groups']] for optimizer in optimizers]
 
+        def shapes(aux: dict[str, Tensor]) -> dict[str, torch.Size]:
+            return {name: value.shape for name, value in aux.items()}
+
         own = [type(optimizer).__name__ for optimizer in self.optimizers]
         same = (sizes(state['optimizers']) == sizes([optimizer.state_dict() for optimizer in self.optimizers])
                 and state.get('optimizer_types', own) == own
-                and set(state.get('aux', {})) == set(self.aux.state_dict()))
+                and shapes(state.get('aux', {})) == shapes(self.aux.state_dict()))
         if not same:
             raise OptionError(f'The state of iteration {state["iter"]} is of a run with other networks, losses or '
                               'optimizers than this YAML file. Resume with the options.yml beside it, or start a new '

@@ -35,7 +35,7 @@ class MCADKDModel(DistillationModel):
         """The four losses, the discriminator and its optimizer (that of the generator) where the YAML is silent."""
         for name, option in LOSSES.items():
             train_opt.setdefault(name, deepcopy(option))
-        train_opt.setdefault('update_order', 'd_first')
         if train_opt['gan_opt'] is not None:
+            train_opt.setdefault('update_order', 'd_first')
             opt.setdefault('network_d', deepcopy(DISCRIMINATOR))
             train_opt.setdefault('optim_d', deepcopy(train_opt.get('optim_g')))

@@ -48,7 +48,7 @@ class SDStyleGAN2Model(DistillationModel):
                    'train.path_batch_shrink': 'size', 'train.mixing_prob': 'prob', 'val.num_val_samples': 'size'}
 
     @classmethod
-    def complete(cls, opt: dict[str, Any]) -> None:
+    def complete(cls, opt: dict[str, Any]) -> list[str]:
         """BasicSR's values where the YAML is silent, and a SampleDataset for a validation that has no data."""
         opt.setdefault('scale', 1)  # of no meaning here
         samples = {'type': 'SampleDataset', 'num_style_feat': get(opt, 'network_g.num_style_feat') or 512}
@@ -61,7 +61,7 @@ class SDStyleGAN2Model(DistillationModel):
         for dataset in (opt.get('datasets') or {}).values():
             if isinstance(dataset, dict) and dataset.get('type') == 'SampleDataset':
                 dataset.setdefault('num_style_feat', samples['num_style_feat'])
-        super().complete(opt)
+        return super().complete(opt)
 
     @classmethod
     def complete_training(cls, opt: dict[str, Any], train_opt: dict[str, Any]) -> None:

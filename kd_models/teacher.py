@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from basicsr.archs import build_network
+from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
 from kd_models.adapters import build_adapter
@@ -34,8 +35,9 @@ class Teacher:
         net = build_network(opt[f'network_{label}'])
         path = opt['path']
         file = path[f'pretrain_network_{label}']
-        untrained = checkpoint.load_network(net, file, path.get(f'strict_load_{label}', True),
-                                            path.get(f'param_key_{label}', 'params_ema' if label == 'g' else 'params'))
+        key = path.get(f'param_key_{label}', 'params_ema' if label == 'g' else 'params')
+        get_root_logger().info(f'Loading the teacher {type(net).__name__} from {file}, with param key: [{key}].')
+        untrained = checkpoint.load_network(net, file, path.get(f'strict_load_{label}', True), key)
         if untrained:
             raise OptionError(f'{file} leaves {untrained} tensors of teacher.network_{label} untrained. '
                               'Describe the network as it was trained, or name another file.')

@@ -122,7 +122,7 @@ class ContrastiveTerm(Term):
         degraded = None
         if self.criterion.degraded:
             degraded = F.interpolate(step.lq, size=step.output.shape[-2:], mode='bicubic').clamp(0, 1)
-        parts = self.criterion(step.output, step.teacher, degraded)
+        parts = self.criterion(step.output, step.teacher, degraded, self.model.sources)
         loss = parts.pop('loss')
         return {'l_g_contrastive': loss, **{f'contrastive_{name}': value for name, value in parts.items()}}
 

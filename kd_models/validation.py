@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import os
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
@@ -110,6 +111,7 @@ class ValidatedModel(SRModel):
         """For `kd-compare`: a line per validation while training, a file with each image's values in a test."""
         if self.opt['is_train']:
             line = {'iter': current_iter, 'dataset': dataset, 'metrics': self.metric_results}
+            line.update({'self_ensemble': True} if self._ensembles() else {})
             _append_line(osp.join(self.opt['path']['experiments_root'], 'validation.jsonl'), json.dumps(line))
             return
         root = self.opt['path'].get('results_root') or osp.dirname(self.opt['path']['visualization'])
@@ -174,6 +176,8 @@ class _Measured:
                     raise MetricUnavailable('There is no ground truth to compare with.')
                 else:
                     values[name] = float(calculate_metric(data, {k: v for k, v in option.items() if k != 'reference'}))
+                    if math.isnan(values[name]):
+                        raise MetricUnavailable(f'It is not a number for {image}, which may be too small for it.')
 
     def means(self) -> dict[str, float]:
         """Metric -> mean over the images, or value of the set."""

@@ -51,6 +51,10 @@ ALIASES: dict[str, str] = {
     'train.resp_kd_opt': 'train.response_kd_opt',
     'train.adversarial_opt': 'train.gan_opt',
 }
+# Such a key -> what else it means there: key -> value, where the file does not say it.
+IMPLIED: dict[str, dict[str, str]] = {
+    'path.pretrain_network_t': {'teacher.path.param_key_g': 'params'},
+}
 # key -> {value: value}
 VALUE_ALIASES: dict[str, dict[str, str]] = {
     'model_type': {'MCADKD': 'MCADKDModel'},
@@ -301,9 +305,10 @@ def apply_aliases(opt: Options) -> list[str]:
         if isinstance(value, str) and value in values:
             section[name] = values[value]
             messages.append(f'`{key}: {value}` is read as `{key}: {values[value]}`.')
-    aliases = dict(ALIASES)
-    aliases.update({old: new for old, (values, new) in MOVED_VALUES.items() if get(opt, old) in values})
-    for old, new in () if is_foreign(opt.get('model_type')) else aliases.items():
+    if is_foreign(opt.get('model_type')):
+        return messages
+    implied: dict[str, str] = {}
+    for old, new in {**ALIASES, **_moved(opt)}.items():
         section, name = _owner(opt, old)
         if name not in section:
             continue
@@ -312,7 +317,30 @@ def apply_aliases(opt: Options) -> list[str]:
         *parents, last = new.split('.')
         _section(opt, parents)[last] = section.pop(name)
         messages.append(f'`{old}` is read as `{new}`.')
+        implied.update(IMPLIED.get(old, {}))
+    for key, value in implied.items():
+        if get(opt, key) is None:
+            *parents, last = key.split('.')
+            _section(opt, parents)[last] = value
+            messages.append(f'`{key}` is taken to be `{value}`, as where this file comes from.')
     return messages
+
+
+def _moved(opt: Options) -> dict[str, str]:
+    """The keys whose value here means something else: old key -> new key.
+
+    Raises:
+        OptionError: The value means nothing in either place.
+    """
+    moved = {}
+    for old, (values, new) in MOVED_VALUES.items():
+        value = get(opt, old)
+        if value in values:
+            moved[old] = new
+        elif isinstance(value, str) and value not in registered(LOSS_REGISTRY):
+            raise OptionError(f'`{old}` cannot be `{value}`. Write one of: {", ".join(values)}, or the name of a loss, '
+                              'such as MultiScaleContrastiveLoss.')
+    return moved
 
 
 def _owner(opt: Options, key: str) -> tuple[Options, str]:

@@ -551,7 +551,7 @@ class _Checker:
             return
         keys = [f'{name}_opt' for name in {**self.losses, **NEEDS} if name not in STOCK_LOSSES]
         keys = [f'train.{key}' for key in (*keys, *OUR_TRAIN_KEYS)] if self.training else []
-        for key in ('teacher', *keys):
+        for key in ('teacher', 'val.self_ensemble', *keys):
             if get(self.opt, key) is not None:
                 self.refuse(f'`{key}` is not read by {self.opt["model_type"]}, which is BasicSR\'s own. '
                             f'Set `model_type: DistillationModel`, or take `{key}` out.')
@@ -779,6 +779,8 @@ class _Checker:
             if keys:
                 self.refuse(f'`{keys[0]}` degrades the images of a RealESRGANDataset, but `{key}` is a {name} with LR '
                             'images of its own. Write `high_order_degradation: false`, or take these keys out.')
+        if dataset.get('color') == 'y' and self.ours:
+            self.check_channels(key)
         if training:
             self.check_prefetch(key, dataset)
         if training and table is not None:
@@ -788,6 +790,15 @@ class _Checker:
         if dataset.get('persistent_workers') and not (training and dataset.get('num_worker_per_gpu')):
             self.refuse(f'`{key}.persistent_workers` needs workers, and there are none'
                         f'{"" if training else " in validation"}. Set `{key}.persistent_workers` to false.')
+
+    def check_channels(self, key: str) -> None:
+        """Networks that take the one channel of `color: y`."""
+        names = ('num_in_ch', 'in_chans', 'in_channels')
+        for network in ('network_g', 'teacher.network_g'):
+            channels = next((found for name in names if (found := get(self.opt, f'{network}.{name}')) is not None), 1)
+            if channels != 1:
+                self.refuse(f'`{key}.color: y` gives images of one channel, and `{network}` takes {channels}. '
+                            'Take `color` out, or set the channels of the network to 1.')
 
     def check_degradation(self, key: str, dataset: Options) -> None:
         if 'meta_info' not in dataset and get(dataset, 'io_backend.type') != 'lmdb':
@@ -968,6 +979,8 @@ class _Rules:
             if stage.get('discriminator') == 'teacher' and 'gan' not in stage['losses']:
                 self.warnings.append(f'`{key}.discriminator: teacher` is of no use without `gan` in `{key}.losses`.')
         if not any(self._trains_d(stage) or 'gan' in stage['losses'] for stage in stages.values()):
+            if self.opt.get('network_d'):
+                self.warnings.append('`network_d` is of no use: there is no `gan`, and no discriminator is trained.')
             self.warnings += [f'`train.{key}` is of no use: there is no `gan`, and no discriminator is trained.'
                               for key in ADVERSARIAL_KEYS if key in self.train]
 

@@ -142,6 +142,25 @@ def test_a_label_may_be_tested_only(root, fast, capsys):
     assert 'curve.png' in capsys.readouterr().out
 
 
+def ensemble(root, name):
+    path = root / 'results' / name / 'options.yml'
+    options = yaml.safe_load(path.read_text())
+    options['val']['self_ensemble'] = True
+    path.write_text(yaml.safe_dump(options))
+
+
+def test_self_ensemble_is_labelled_and_not_mixed_with_plain_tests(root, fast, capsys):
+    for name in ('alone_s1', 'alone_s2'):
+        ensemble(root, name)
+    compare.main(['alone=alone_s*', '--root', str(root), '--size', '8x8'])
+    assert 'With x8 self-ensemble, eight passes per image; MACs and time are of one.' in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        compare.main(['alone=alone_s*', 'kd=kd_s1', '--root', str(root)])
+    assert 'was tested with `val.self_ensemble`, the other without. Test both alike.' in capsys.readouterr().err
+    compare.main(['kd=kd_s1', '--root', str(root), '--size', '8x8'])
+    assert 'self-ensemble' not in capsys.readouterr().out
+
+
 def test_images_are_optional(root, fast, capsys):
     (root / 'results' / 'teacher' / 'visualization' / 'Tiny' / '0_teacher.png').unlink()
     compare.main(['teacher', '--root', str(root), '--size', '8x8'])

@@ -158,9 +158,26 @@ def test_a_stopped_filling_goes_on_with_what_is_missing(tmp_path, images, monkey
     assert len(asked) == 7 and cache.missing() == []
 
 
-def test_processes_share_the_work():
+@pytest.mark.parametrize('left', [0, 1, 60, -1])
+def test_a_damaged_image_is_made_anew(tmp_path, images, left):
+    cache = filled(paired(images), tmp_path / 'cache')
+    content = cache.files[2].read_bytes()
+    cache.files[2].write_bytes(content[:left])
+    assert cache.missing() == [2]
+    filled(paired(images), tmp_path / 'cache')
+    assert cache.files[2].read_bytes() == content
+
+
+def test_a_damaged_record_is_refused(tmp_path, images):
+    filled(paired(images), tmp_path / 'cache')
+    (tmp_path / 'cache/teacher.json').write_text('{"weights": "ab')
+    with pytest.raises(OptionError, match='teacher.json` is damaged. Remove'):
+        filled(paired(images), tmp_path / 'cache')
+
+
+def test_processes_share_the_work(tmp_path):
     cache = TeacherCache.__new__(TeacherCache)
-    cache.dataset, cache.files = range(5), [type('File', (), {'exists': lambda self: False})()] * 5
+    cache.dataset, cache.files = range(5), [tmp_path / 'absent.npy'] * 5
     assert [cache.missing(rank, 2) for rank in range(2)] == [[0, 2, 4], [1, 3]]
 
 

@@ -4,6 +4,7 @@ from copy import deepcopy
 import pytest
 import torch
 from basicsr.models import build_model
+from torch.nn import functional as F
 
 from kd_models.mcadkd_model import MCADKDModel
 from kd_utils.options import OptionError, apply_aliases, check_options
@@ -84,6 +85,44 @@ def test_each_part_can_be_left_out(tmp_path, part):
     assert (model.net_d is None) == (part == 'gan')
 
 
+def test_what_the_file_does_not_name_is_said_to_be_on(tmp_path):
+    opt = options(tmp_path)
+    assert MCADKDModel.complete(opt) == [
+        f'`train.{key}` is not in the file: MCADKDModel has it on. To leave it out write `{key}: ~`.'
+        for key in ('response_kd_opt', 'gan_opt')]
+    assert MCADKDModel.complete(opt) == []
+
+
+def test_the_degraded_negative_is_the_bicubic_image(tmp_path):
+    opt = options(tmp_path, {'contrastive_opt': {**SMALL['contrastive_opt'], 'negatives': 'in_batch+degraded'}})
+    model, seen = build(opt), []
+    model.terms['contrastive'].criterion.register_forward_pre_hook(lambda module, args: seen.append(args))
+    data = batches(1)[0]
+    train(model, [{**data, 'lq_path': ['a.png', 'b.png']}])
+    expected = F.interpolate(data['lq'], scale_factor=2, mode='bicubic').clamp(0, 1)
+    torch.testing.assert_close(seen[0][2], expected)
+    assert seen[0][3].shape == (2, ) and seen[0][3][0] != seen[0][3][1]
+
+
+def test_a_teacher_with_random_layers_answers_alike(tmp_path):
+    swinir = {'type': 'SwinIR', 'upscale': 2, 'in_chans': 3, 'img_size': 16, 'window_size': 8, 'depths': [2],
+              'embed_dim': 8, 'num_heads': [2], 'mlp_ratio': 2, 'upsampler': 'pixelshuffledirect',
+              'drop_path_rate': 0.9}
+    opt = options(tmp_path)
+    model = build({**opt, 'teacher': save_teacher(tmp_path, swinir)})
+    train(model, batches(1))
+    lq = batches(1)[0]['lq']
+    assert torch.equal(model.teacher.generate(lq)[0], model.teacher.generate(lq)[0])
+
+
+def test_a_state_of_other_heads_is_refused(tmp_path):
+    model = build(options(tmp_path))
+    model.save(0, 1)
+    other = build(options(tmp_path, {'contrastive_opt': {**SMALL['contrastive_opt'], 'd_emb': 32}}))
+    with pytest.raises(OptionError, match='a run with other networks, losses or optimizers'):
+        other.resume_training(torch.load(tmp_path / 'training_states/1.state', weights_only=True))
+
+
 @pytest.mark.parametrize('level', ['image', 'patch', 'hybrid'])
 def test_resume(tmp_path, level):
     opt = {'contrastive_opt': {**SMALL['contrastive_opt'], 'level': level}}
@@ -129,6 +168,30 @@ def test_the_authors_key_set(tmp_path):
         assert any(f'`{name}' in m or f'.{name}' in m or f': {name}`' in m for m in messages), name
     MCADKDModel.complete(opt)
     check_options(opt, MCADKDModel.losses)
+
+
+def test_the_authors_teacher_is_their_params(tmp_path):
+    opt = options(tmp_path)
+    opt['path']['pretrain_network_t'] = opt['teacher']['path'].pop('pretrain_network_g')
+    messages = apply_aliases(opt)
+    assert opt['teacher']['path']['param_key_g'] == 'params'
+    assert '`teacher.path.param_key_g` is taken to be `params`, as where this file comes from.' in messages
+
+
+def test_an_unknown_level_under_the_authors_key(tmp_path):
+    opt = options(tmp_path, {'contrastive_opt': {'type': 'global'}})
+    with pytest.raises(OptionError, match='cannot be `global`. Write one of: image, patch, hybrid, or the name of'):
+        apply_aliases(opt)
+
+
+@pytest.mark.parametrize('scale, size, crop', [(2, 48, 32), (3, 60, 48), (4, 65, 64)])
+def test_patches_larger_than_the_crop_are_refused_at_every_scale(tmp_path, scale, size, crop):
+    opt = options(tmp_path, {'contrastive_opt': {'patch_size': size}}, scale=scale,
+                  network_g={**EDSR, 'upscale': scale})
+    opt['teacher'] = save_teacher(tmp_path, {**TEACHER, 'upscale': scale})
+    opt['datasets']['train']['gt_size'] = crop
+    with pytest.raises(OptionError, match=f'patch_size is {size}, larger than the crop of {crop}x{crop}'):
+        build(opt)
 
 
 @pytest.mark.parametrize('change, message', [

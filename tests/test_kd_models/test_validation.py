@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from basicsr.metrics import calculate_niqe
-from basicsr.utils import get_root_logger, tensor2img
+from basicsr.utils import tensor2img
 from basicsr.utils.registry import METRIC_REGISTRY
 
 from kd_cli.loop import test_pipeline as run_test
@@ -36,12 +36,9 @@ def build(tmp_path):
 
 
 @pytest.fixture
-def logged(caplog):
+def logged(warnings_logged):
     """The warnings so far."""
-    logger = get_root_logger()
-    logger.propagate = True
-    yield lambda: [record.getMessage() for record in caplog.records if record.levelname == 'WARNING']
-    logger.propagate = False
+    return lambda: warnings_logged
 
 
 def lines(folder) -> list[dict]:
@@ -81,6 +78,29 @@ def test_the_file_of_a_test(tmp_path, images):
     content = json.loads((tmp_path / 'results' / 'tiny' / 'metrics_Tiny.json').read_text())
     assert set(content['mean']) == {'random_fid', 'psnr'} and content['mean']['random_fid'] > 0
     assert len(content['images']) == 6 and all(set(values) == {'psnr'} for values in content['images'].values())
+
+
+def test_self_ensemble_is_labelled(tmp_path, images, logged):
+    """In the log, in the file of a test, and in the lines of a training."""
+    val = {'self_ensemble': True, 'val_freq': 1, 'metrics': {'psnr': PSNR}}
+    model = DistillationModel(model_options(tmp_path, val=val))
+    model.validation(Loader(batches(1, batch=1)), 1, None, save_img=False)
+    assert 'Val: x8 self-ensemble is on, eight passes per image.' in logged()
+    assert lines(tmp_path)[0]['self_ensemble'] is True
+    model.opt.update(is_train=False)
+    model.opt['path']['results_root'] = str(tmp_path)
+    model.validation(Loader(batches(1, batch=1)), 'test', None, save_img=False)
+    assert json.loads((tmp_path / 'metrics_Val.json').read_text())['self_ensemble'] is True
+    model.opt['val']['self_ensemble'] = False
+    model.validation(Loader(batches(1, batch=1)), 'test', None, save_img=False)
+    assert json.loads((tmp_path / 'metrics_Val.json').read_text())['self_ensemble'] is False
+
+
+def test_a_value_that_is_no_number_leaves_the_metric_out(build, logged):
+    model = build(psnr=PSNR)
+    model.validation(Loader(batches(1, size=2, batch=1)), 1, None, save_img=False)  # nothing is left of 4x4
+    assert model.metric_results == {}
+    assert any('It is not a number for 0, which may be too small for it.' in text for text in logged())
 
 
 def test_against_the_teacher(tmp_path):

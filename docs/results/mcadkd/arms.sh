@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Trains the arms of the comparison, one after the other; run from the root of the project: docs/results/mcadkd/arms.sh
+set -eu
+here=docs/results/mcadkd
+
+train() {  # name seed [key=value ...]
+  local name=$1_s$2 seed=$2
+  shift 2
+  [ -e "experiments/$name/models/net_g_latest.pth" ] && return
+  python $here/train.py -opt $here/mcadkd_edsr16_x2.yml --force_yml "name=$name" "manual_seed=$seed" "$@"
+}
+
+no_gan=('train:gan_opt=~' 'train:optim_d=~' 'network_d=~')
+no_contrast='train:contrastive_opt=~'
+no_response='train:response_kd_opt=~'
+
+for seed in 0 1 2; do
+  train alone $seed 'teacher=~' $no_response $no_contrast "${no_gan[@]}"
+  train response $seed $no_contrast "${no_gan[@]}"
+  train mcadkd $seed
+done
+# the parts, one seed
+train without_contrastive 0 $no_contrast
+train without_adversarial 0 "${no_gan[@]}"
+train without_response 0 $no_response
+train without_image_level 0 train:contrastive_opt:level=patch
+train without_patch_level 0 train:contrastive_opt:level=image
+# what the literature proposes where content alone solves the contrastive task
+train degraded_negatives 0 train:contrastive_opt:negatives=in_batch+degraded train:contrastive_opt:mining=hard
