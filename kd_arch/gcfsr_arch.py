@@ -7,6 +7,7 @@ the weights are those of the published files.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,29 @@ from kd_utils import resize
 from kd_utils.options import OptionError
 
 _SIZES = (32, 64, 128, 256, 512, 1024)
+
+
+def _largest_scale(out_size: int, cond_norm: float | None) -> float:
+    return out_size / 16 if cond_norm is None else cond_norm
+
+
+def _scale(height: int, width: int, out_size: int) -> int:
+    """The scale of LR faces.
+
+    Raises:
+        OptionError: There is none.
+    """
+    if height != width or out_size % height:
+        raise OptionError(f'LR faces are {width}x{height}, and the network makes {out_size}x{out_size} '
+                          f'(`out_size`). Give it square faces whose size divides {out_size}.')
+    return out_size // height
+
+
+def _check_scale(scale: float, out_size: int, largest: float) -> None:
+    if not 1 <= scale <= largest:
+        raise OptionError(f'Scale {scale:g} is outside the range of this network, 1 to {largest:g} (`cond_norm`). Give '
+                          f'it LR faces of {math.ceil(out_size / largest)} pixels or more, or set `cond_norm` to what '
+                          'it was trained with.')
 
 
 def _channels(out_size: int, channel_multiplier: int, narrow: float) -> dict[int, int]:
@@ -107,7 +131,7 @@ class GCFSR(nn.Module):
                               'it out.')
         self.out_size = out_size
         self.num_style_feat = num_style_feat
-        self.cond_norm = out_size / 16 if cond_norm is None else cond_norm
+        self.cond_norm = _largest_scale(out_size, cond_norm)
         sizes = [size for size in channels if size >= 16]
         self.num_latent = 2 * len(sizes)
         self.noise_sizes = sorted(sizes + sizes[1:])
@@ -191,7 +215,8 @@ class GCFSR(nn.Module):
         """
         if in_size is not None:
             return self._restore(x, in_size, noise, randomize_noise is not False, return_latents)
-        condition = self.condition(self._scale(x)).to(x).expand(x.shape[0], 1)
+        height, width = x.shape[-2:]
+        condition = self.condition(_scale(height, width, self.out_size)).to(x).expand(x.shape[0], 1)
         enlarged = resize.bicubic(x, self.out_size).clamp(0, 1) * 2 - 1
         image, _ = self._restore(enlarged, condition, noise, bool(randomize_noise), False)
         return image / 2 + 0.5
@@ -202,19 +227,22 @@ class GCFSR(nn.Module):
         Raises:
             OptionError: The network does not know such a scale.
         """
-        if not 1 <= scale <= self.cond_norm and not self.blind:
-            raise OptionError(f'Scale {scale:g} is outside the range of this network, 1 to {self.cond_norm:g} '
-                              f'(`cond_norm`). Give it LR faces of {math.ceil(self.out_size / self.cond_norm)} pixels '
-                              f'or more, or set `cond_norm` to what it was trained with.')
+        if not self.blind:
+            _check_scale(scale, self.out_size, self.cond_norm)
         return torch.tensor([[scale / self.cond_norm]])
 
-    def _scale(self, lq: Tensor) -> int:
-        """The scale of LR faces."""
-        height, width = lq.shape[-2:]
-        if height != width or self.out_size % height:
-            raise OptionError(f'LR faces are {width}x{height}, and the network makes {self.out_size}x{self.out_size} '
-                              f'(`out_size`). Give it square faces whose size divides {self.out_size}.')
-        return self.out_size // height
+    @classmethod
+    def infer_scale(cls, options: dict[str, Any], height: int, width: int) -> int:
+        """The scale at which a network of these options, a section of the YAML file, restores such LR faces.
+
+        Raises:
+            OptionError: It does not take them.
+        """
+        out_size = options['out_size']
+        scale = _scale(height, width, out_size)
+        if not cls.blind:
+            _check_scale(scale, out_size, _largest_scale(out_size, options.get('cond_norm')))
+        return scale
 
     def _restore(self, x: Tensor, in_size: Tensor, noise: list[Tensor] | None, randomize: bool,
                  return_latents: bool) -> tuple[Tensor, Tensor | None]:

@@ -381,7 +381,7 @@ def _parser() -> argparse.ArgumentParser:
     lr = commands.add_parser('lr', help='bicubic LR images of a folder of HR images')
     lr.add_argument('src', type=Path, metavar='HR_DIR')
     lr.add_argument('dst', type=Path, metavar='LR_DIR')
-    lr.add_argument('--scale', type=int, required=True, choices=(2, 3, 4, 8))
+    lr.add_argument('--scale', type=int, required=True, choices=(2, 3, 4, 8, 16, 32, 64))
     lr.add_argument('--hr-out', type=Path, help='also write HR, cropped to a multiple of the scale, as PNG')
     sub = commands.add_parser('subimages', help='cut images into overlapping sub-images')
     sub.add_argument('src', type=Path, metavar='SRC')

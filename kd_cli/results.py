@@ -280,7 +280,7 @@ class Pictures:
             if not Path(option[key]).exists():  # relative to the root, where the test ran
                 option[key] = str(root / option[key])
         self.data = build_dataset(option)
-        self.scale = int(run.opt['scale'])
+        self.scale = int(option.get('scale', run.opt['scale']))
         self.index = self._index(run)
 
     def _index(self, run: Run) -> dict[str, int]:

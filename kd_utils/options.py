@@ -20,6 +20,7 @@ from basicsr.utils.dist_util import get_dist_info
 from PIL import Image
 
 from kd_utils.schema import (
+    ARCH_REGISTRY,
     LOSS_REGISTRY,
     METRIC_REGISTRY,
     OUR_PACKAGES,
@@ -37,8 +38,8 @@ from kd_utils.schema import (
     teacher_cache,
 )
 
-__all__ = ['OptionError', 'apply_aliases', 'check_files', 'check_options', 'find_option_file', 'load_yaml', 'nearest',
-           'parse_options', 'parse_yaml', 'teacher_cache']
+__all__ = ['OptionError', 'apply_aliases', 'check_face', 'check_files', 'check_options', 'find_option_file',
+           'load_yaml', 'nearest', 'parse_options', 'parse_yaml', 'teacher_cache']
 
 # Other projects' names for what is here: key -> key. Applied to the models of this package only.
 ALIASES: dict[str, str] = {
@@ -86,7 +87,7 @@ DOWNLOADS: dict[str, str] = {
 
 IMAGES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 # Datasets that take every file of a folder for an image, if no other list is given.
-SCANNED = ('PairedImageDataset', 'RealESRGANPairedDataset', 'SingleImageDataset')
+SCANNED = ('PairedImageDataset', 'RealESRGANPairedDataset', 'SingleImageDataset', 'FaceScaleDataset')
 # Datasets whose list has an image, or a pair of them, per line.
 LISTED = (*SCANNED, 'RealESRGANDataset')
 # Datasets that refuse an LMDB of another name.
@@ -383,8 +384,8 @@ def _set_datasets(opt: Options) -> None:
     for name, dataset in _section(opt, ['datasets']).items():
         require(f'datasets.{name}', 'dict', dataset)
         dataset['phase'] = str(name).split('_')[0]  # of val, val_2, test_1
-        if 'scale' in opt:
-            dataset['scale'] = opt['scale']
+        if 'scale' in opt and (name == 'train' or dataset.get('scale') is None):
+            dataset['scale'] = opt['scale']  # BasicSR replaces a scale of the set's own
         _expand_home(dataset, ('dataroot', 'meta_info'))
         for key, value in dataset.items():
             if str(key).startswith('dataroot') and isinstance(value, str) and value.endswith('.lmdb/'):
@@ -432,7 +433,7 @@ def check_files(opt: Options) -> None:
         OptionError: At the first file that is missing, saying where to get it if it is a public teacher.
     """
     for name, dataset in opt['datasets'].items():
-        _check_dataset(f'datasets.{name}', dataset, opt.get('scale'), training=name == 'train')
+        _check_dataset(f'datasets.{name}', dataset, opt, training=name == 'train')
     for key in _weight_keys(opt):
         path = get(opt, key)
         if isinstance(path, str):
@@ -491,7 +492,7 @@ def _nearest_file(path: str) -> str:
     return nearest(name, os.listdir(folder or '.')) if osp.isdir(folder or '.') else ''
 
 
-def _check_dataset(key: str, dataset: Options, scale: int | None, training: bool) -> None:
+def _check_dataset(key: str, dataset: Options, opt: Options, training: bool) -> None:
     """The folders, lists and images of a dataset; of another project's dataset only that they exist."""
     roots = {name: dataset[name] for name in sorted(map(str, dataset))  # GT before LQ
              if name.startswith('dataroot') and isinstance(dataset[name], str)}
@@ -512,7 +513,14 @@ def _check_dataset(key: str, dataset: Options, scale: int | None, training: bool
         images = _scanned_images(key, roots, template)
     else:
         return
+    scale = dataset.get('scale', opt.get('scale'))
+    if kind == 'FaceScaleDataset':
+        for [(path, size)] in images[:_MOST_IMAGES]:
+            check_face(key, path, size or _image_size(key, path), dataset['gt_size'])
+        return
     _check_sizes(key, images, scale, dataset.get('gt_size') if training else None)
+    if not training:
+        _check_scales(key, images, scale, opt)
 
 
 def _check_root(key: str, root: str, lmdb: bool, named: bool) -> None:
@@ -662,6 +670,31 @@ def _check_sizes(key: str, images: list[list[_Image]], scale: int | None, gt_siz
         if gt_size and min(sizes[0]) < gt_size:
             raise OptionError(f'`{key}.gt_size` is {gt_size}, but `{gt}` is only {_text(sizes[0])}. '
                               f'Write {min(sizes[0]) // scale * scale} or less, or take such images out.')
+
+
+def check_face(key: str, path: str, size: tuple[int, int], gt_size: int) -> None:
+    """Refuses a training face, of width and height `size`, that is not of `gt_size`."""
+    if size != (gt_size, gt_size):
+        raise OptionError(f'`{key}.gt_size` is {gt_size}, but `{path}` is {_text(size)}. Make faces of that size, as '
+                          "`kd-prepare lr` does, or write their own as `gt_size` and as the networks' `out_size`.")
+
+
+def _check_scales(key: str, images: list[list[_Image]], scale: int | None, opt: Options) -> None:
+    """What networks think of the LQ images that find the scale by themselves (GCFSR, by its `infer_scale`)."""
+    networks = [name for name in ('network_g', *['teacher.network_g'] * measures_teacher(opt))
+                if hasattr(registered(ARCH_REGISTRY).get(get(opt, f'{name}.type')), 'infer_scale')]
+    for network in networks:
+        option = get(opt, network)
+        arch = registered(ARCH_REGISTRY)[option['type']]
+        for *gt, (lq, size) in images[:_MOST_IMAGES]:
+            width, height = size or _image_size(key, lq)
+            try:
+                found = arch.infer_scale(option, height, width)
+            except OptionError as error:
+                raise OptionError(f'`{key}`: `{lq}` does not fit `{network}`. {error}') from None
+            if gt and found != scale:
+                raise OptionError(f'`{key}`: `{network}` makes `{lq}` {found} times as large, but the scale is {scale}.'
+                                  f' Write `scale: {found}`, or name LR images of another size.')
 
 
 def _text(size: tuple[int, int]) -> str:

@@ -98,8 +98,11 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'ratio': (lambda v: _is_number(v) and v > 0, 'a number above 0'),
     'prob': (lambda v: _is_number(v) and 0 <= v <= 1, 'a number from 0 to 1'),
     'decay': (_is_decay, 'a number from 0 up to, but not including, 1, such as 0.999'),
+    'power': (lambda v: _is_int(v) and v in (32, 64, 128, 256, 512, 1024), 'a power of two from 32 to 1024'),
     'list': (lambda v: isinstance(v, list | tuple), 'a list, such as [1, 2]'),
     'numbers': (lambda v: _is_list(v, _is_number), 'a list of numbers, such as [1, 2]'),
+    'scales': (lambda v: _is_list(v, lambda scale: _is_int(scale) and scale > 0) and len(v) > 0,
+               'a list of whole numbers above 0, such as [32, 16, 8, 4]'),
     'channels': (lambda v: _is_list(v, _is_number) and len(v) in (1, 3), 'a list of three numbers, or of one'),
     'betas': (lambda v: _is_list(v, _is_decay) and len(v) == 2,
               'a list of two numbers from 0 up to, but not including, 1, such as [0.9, 0.99]'),
@@ -235,7 +238,8 @@ KNOWN_PACKAGES = ('basicsr', 'torch', *OUR_PACKAGES)
 # Constructor arguments whose kind neither their default nor their annotation tells, or tells too loosely.
 ARGUMENTS: Table = {
     **dict.fromkeys(('num_in_ch', 'num_out_ch', 'num_feat', 'num_block', 'num_group', 'num_grow_ch', 'num_conv',
-                     'num_channel', 'upscale'), 'size'),
+                     'num_channel', 'num_style_feat', 'upscale'), 'size'),
+    **dict.fromkeys(('narrow', 'channel_multiplier'), 'ratio'),
     **dict.fromkeys(('loss_weight', 'perceptual_weight', 'style_weight', 'weight_decay', 'lr', 'gamma', 'eps'),
                     'weight'),
     'gan_type': 'vanilla|lsgan|wgan|wgan_softplus|hinge', 'reduction': 'none|mean|sum', 'criterion': 'l1|l2|fro',
@@ -244,6 +248,7 @@ ARGUMENTS: Table = {
 }
 # Class -> arguments that take more than their default tells.
 ARGUMENTS_OF: dict[str, Table] = {
+    **dict.fromkeys(('GCFSR', 'GCFSR_blind', 'GCFSRDiscriminator'), {'out_size': 'power'}),
     'SwinIR': {'img_size': 'number or numbers', 'patch_size': 'number or numbers'},
     'LPIPSLoss': {'net': 'vgg|alex|squeeze'},
     'calculate_lpips': {'net': 'vgg|alex|squeeze'},
@@ -549,6 +554,9 @@ class _Checker:
         """What BasicSR's own models would leave unread without a word."""
         if self.ours or not is_from(('basicsr', ), self.model):
             return
+        if get(self.opt, 'datasets.train.type') == 'FaceScaleDataset':
+            self.refuse('`datasets.train.type`: FaceScaleDataset gives each face its scale, which '
+                        f'{self.opt["model_type"]} does not hand to the network. Set `model_type: DistillationModel`.')
         keys = [f'{name}_opt' for name in {**self.losses, **NEEDS} if name not in STOCK_LOSSES]
         keys = [f'train.{key}' for key in (*keys, *OUR_TRAIN_KEYS)] if self.training else []
         for key in ('teacher', 'val.self_ensemble', *keys):

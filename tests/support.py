@@ -14,6 +14,35 @@ GAN = {'gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla', 'loss_weight': 0.1}
        'optim_d': {'type': 'Adam', 'lr': 1e-3, 'betas': [0.9, 0.99]}}
 
 
+GCFSR = {'type': 'GCFSR', 'out_size': 32, 'narrow': 1 / 64, 'num_style_feat': 8, 'cond_norm': 8}
+GCFSR_TEACHER = {**GCFSR, 'narrow': 1 / 32}
+GCFSR_D = {'type': 'GCFSRDiscriminator', 'out_size': 32, 'narrow': 1 / 64}
+
+
+def face_set(folder) -> dict:
+    """A training set of faces of 32x32."""
+    return {'name': 'Faces', 'type': 'FaceScaleDataset', 'dataroot_gt': str(folder), 'io_backend': {'type': 'disk'},
+            'gt_size': 32, 'downsample_list': [8, 8, 4, 2], 'use_hflip': True}
+
+
+def face_options(folder, train: dict | None = None, **top) -> dict:
+    """`model_options` for GCFSR on 32x32 faces, its discriminator, and the order of its authors."""
+    recipe = {'gan_opt': {'type': 'GANLoss', 'gan_type': 'wgan_softplus', 'loss_weight': 0.01}, 'ema_decay': 0.9,
+              'optim_d': {'type': 'Adam', 'lr': 2e-3, 'betas': [0.0, 0.99]}, 'update_order': 'd_first',
+              'r1_reg_weight': 10, 'net_d_reg_every': 2}
+    networks = {'network_g': dict(GCFSR), 'network_d': dict(GCFSR_D), 'scale': 4}
+    options = model_options(folder, {**recipe, **(train or {})}, **{**networks, **top})
+    options['datasets']['train'] = {**face_set('faces'), 'num_worker_per_gpu': 0, 'batch_size_per_gpu': 2,
+                                    'phase': 'train'}
+    return options
+
+
+def face_batches(count: int) -> list[dict]:
+    """Random enlarged faces and ground truths in [-1, 1], of several scales."""
+    return [{'lq': item['lq'] * 2 - 1, 'gt': item['gt'] * 2 - 1, 'scale': torch.tensor([[8.], [2.]])}
+            for item in batches(count, size=32, scale=1)]
+
+
 def save_teacher(folder, network_g=None, network_d=None) -> dict:
     """A `teacher` section with freshly initialised weights saved in `folder`."""
     section: dict = {'network_g': dict(network_g or TEACHER), 'path': {}}

@@ -517,6 +517,12 @@ def test_parsing_equals_basicsrs(write, monkeypatch):
     assert opt == expected
 
 
+def test_a_validation_set_may_have_a_scale_of_its_own(write):
+    """For networks of several scales; BasicSR would replace it."""
+    opt, _ = parse(write(DISTILLATION), '--force_yml', 'datasets:val:scale=2', 'datasets:train:scale=2')
+    assert [opt['datasets'][name]['scale'] for name in ('train', 'val')] == [4, 2]
+
+
 def test_seeds_nothing(write):
     torch.manual_seed(5)
     state = torch.random.get_rng_state()
