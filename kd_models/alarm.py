@@ -36,7 +36,8 @@ class CollapseAlarm:
             real, fake = model.adversary.judged
             numbers['accuracy'] = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
         if model.output.shape[1] == model.lq.shape[1]:
-            numbers['drift'] = (model.output.mean((2, 3)) - model.lq.mean((2, 3))).abs().mean()
+            output, lq = map(model.adapter.unit, (model.output, model.lq))
+            numbers['drift'] = (output.mean((2, 3)) - lq.mean((2, 3))).abs().mean()
         return numbers
 
     def check(self, losses: dict[str, float], numbers: dict[str, float]) -> list[str]:

@@ -286,7 +286,8 @@ class DistillationModel(ValidatedModel):
             raise OptionError('`teacher.cache` is read by the loop of kd_cli only. Call kd_cli.train.main in your '
                               'train.py, or take `teacher.cache` out.')
         self._enter_stage(current_iter)
-        step = Step(self.lq, {'gt': self.gt, **self.targets()})
+        inputs = self.adapter.inputs(self.net_g, self.lq, self.batch)
+        step = Step(self.lq, {'gt': self.gt, **self.targets()}, inputs)
         self.loss_tensors: OrderedDict[str, Tensor] = OrderedDict()
         self._update(step, current_iter)
         self.output = step.output.detach()
@@ -303,6 +304,7 @@ class DistillationModel(ValidatedModel):
 
         With `teacher.cache` a batch brings the teacher's images along.
         """
+        self.batch = data
         self.gt_usm: Tensor | None = None
         self.cached = data.get('teacher')
         paths = data.get('lq_path')
@@ -393,21 +395,25 @@ class DistillationModel(ValidatedModel):
                 'teacher': lambda step: self._forward_teacher(step, features)}
 
     def _forward_student(self, step: Step, features: bool = False) -> None:
+        def generate() -> Tensor:
+            return self.adapter(self.net_g, step.lq, **step.inputs)
+
         if features:
-            step.output, step.student_features = self.student_taps.run(lambda: self.adapter(self.net_g, step.lq))
+            step.output, step.student_features = self.student_taps.run(generate)
         else:
-            step.output = self.adapter(self.net_g, step.lq)
+            step.output = generate()
 
     @torch.no_grad()
     def _forward_ema(self, step: Step) -> None:
-        step.ema = self.adapter(self.net_g_ema, step.lq)
+        step.ema = self.adapter(self.net_g_ema, step.lq, **step.inputs)
 
     def _forward_teacher(self, step: Step, features: bool) -> None:
         assert self.teacher is not None
         if self.cache:
             step.teacher = self.cached.to(self.device)
             return
-        step.teacher, step.teacher_features = self.teacher.generate(step.lq, self.teacher_taps if features else None)
+        taps = self.teacher_taps if features else None
+        step.teacher, step.teacher_features = self.teacher.generate(step.lq, taps, **step.inputs)
 
     def _generator_phase(self, step: Step, iteration: int) -> None:
         if not self._updates_generator(iteration):

@@ -14,21 +14,34 @@ def measure_networks(model: DistillationModel) -> dict[str, Probe]:
     """Measures student and teacher for one training crop.
 
     Raises:
-        OptionError: A generator does not turn an LR crop into a GT crop, or a discriminator does not take one.
+        OptionError: A generator is not made for the training images, or does not turn an LR crop into a GT crop, or a
+            discriminator does not take one.
     """
     lq_size, gt_size, teacher = model.lq_size(), model.gt_size(), model.teacher
+    _check_training_images(model)
     rows = {'student net_g': probe(model.net_g, lq_size, (), model.adapter, 'network_g')}
     if teacher is not None:
         rows['teacher net_g'] = probe(teacher.net_g, lq_size, (), teacher.adapter, 'teacher.network_g')
     for name, row in rows.items():
         if row.shape != gt_size:
             raise OptionError(f'{name} turns an LR crop of {_by(lq_size)} into {_by(row.shape)}, not into the GT crop '
-                              f'of {_by(gt_size)}. Set its scale to {model.opt["scale"]}, '
-                              'or name a network of that scale.')
+                              f'of {_by(gt_size)}. {model.adapter.how_to_fit(model.opt["scale"])}')
     for name, net in (('student net_d', model.net_d), ('teacher net_d', getattr(teacher, 'net_d', None))):
         if net is not None:
             rows[name] = probe(net, gt_size, (), None, name)
     return rows
+
+
+def _check_training_images(model: DistillationModel) -> None:
+    """Student and teacher get the same images."""
+    model.adapter.check_training(model.net_g, model.opt, 'network_g')
+    if model.teacher is None:
+        return
+    of_teacher, of_student = model.teacher.adapter.value_range, model.adapter.value_range
+    if of_teacher != of_student:
+        raise OptionError(f'`teacher.network_g` is trained on images in {list(of_teacher)}, and `network_g` on images '
+                          f'in {list(of_student)}. Name networks of one family.')
+    model.teacher.adapter.check_training(model.teacher.net_g, model.opt, 'teacher.network_g')
 
 
 def networks_table(rows: dict[str, Probe]) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -11,11 +12,12 @@ Features = dict[str, Tensor]
 
 @dataclass
 class Step:
-    """What the losses of one iteration read. Images are (N, C, H, W) in [0, 1].
+    """What the losses of one iteration read. Images are (N, C, H, W) in the adapter's `value_range`, [0, 1] for most.
 
     Attributes:
         lq: LR images, (N, C, H, W).
         targets: Loss name -> the ground truth it compares with, (N, C, sH, sW); `gt` for the plain one.
+        inputs: What else student, EMA and teacher are called with: the adapter's `inputs`.
         output: The student's SR images, with a graph where the generator is updated.
         teacher: The teacher's SR images.
         ema: The EMA generator's SR images.
@@ -24,6 +26,7 @@ class Step:
     """
     lq: Tensor
     targets: dict[str, Tensor]
+    inputs: dict[str, Any] = field(default_factory=dict)
     output: Tensor = field(init=False)
     teacher: Tensor = field(init=False)
     ema: Tensor = field(init=False)

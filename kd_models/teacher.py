@@ -45,11 +45,11 @@ class Teacher:
         return net.to(device).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def generate(self, lq: Tensor, taps: Taps | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The teacher's SR images for `lq` (N, C, H, W) in [0, 1], with its feature maps by layer."""
+    def generate(self, lq: Tensor, taps: Taps | None = None, **inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The teacher's SR images for `lq` (N, C, H, W), its feature maps by layer; `inputs` as for the student."""
         if taps is None:
-            return self.adapter(self.net_g, lq), {}
-        return taps.run(lambda: self.adapter(self.net_g, lq))
+            return self.adapter(self.net_g, lq, **inputs), {}
+        return taps.run(lambda: self.adapter(self.net_g, lq, **inputs))
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides its images: the network's options, how it is called, and a hash of its weights as loaded."""

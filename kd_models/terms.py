@@ -60,8 +60,8 @@ class LDLTerm(Term):
     default_type = 'L1Loss'
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
-        gt = step.target('ldl')
-        weight = get_refined_artifact_map(gt, step.output, step.ema, 7)
+        gt, unit = step.target('ldl'), self.model.adapter.unit
+        weight = get_refined_artifact_map(unit(gt), unit(step.output), unit(step.ema), 7)
         return {'l_g_ldl': self.criterion(torch.mul(weight, step.output), torch.mul(weight, gt))}
 
 
@@ -119,10 +119,11 @@ class ContrastiveTerm(Term):
     default_type = 'MultiScaleContrastiveLoss'
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
+        output, teacher, lq = map(self.model.adapter.unit, (step.output, step.teacher, step.lq))
         degraded = None
         if self.criterion.degraded:
-            degraded = F.interpolate(step.lq, size=step.output.shape[-2:], mode='bicubic').clamp(0, 1)
-        parts = self.criterion(step.output, step.teacher, degraded, self.model.sources)
+            degraded = F.interpolate(lq, size=output.shape[-2:], mode='bicubic').clamp(0, 1)
+        parts = self.criterion(output, teacher, degraded, self.model.sources)
         loss = parts.pop('loss')
         return {'l_g_contrastive': loss, **{f'contrastive_{name}': value for name, value in parts.items()}}
 
@@ -155,7 +156,7 @@ class SelfDistillTerm(Term):
         learns = self.weight > 0
         # at weight 0 nothing else may notice it, the random numbers of what comes after included
         with torch.set_grad_enabled(learns), torch.random.fork_rng(devices=[], enabled=not learns):
-            distance = self._distance(step.output, step.ema)
+            distance = self._distance(*map(self.model.adapter.unit, (step.output, step.ema)))
         loss = {'l_g_self_distill': self.weight * distance} if learns else {}
         return {**loss, 'self_distill_distance': distance}
 
