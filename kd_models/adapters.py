@@ -118,8 +118,8 @@ class GCFSRAdapter(Adapter):
                               f'Set `datasets.train.type: {FACES}`.')
         if max(scales) > net.cond_norm and not net.blind:
             raise OptionError(f'`datasets.train.downsample_list` has the scale {max(scales)}, and `{owner}` knows the '
-                              f'scales 1 to {net.cond_norm:g} (`cond_norm`). Take out what is larger, or write '
-                              f'`cond_norm: {max(scales)}`.')
+                              f'scales 1 to {net.cond_norm:g}. Take out what is larger, or set its `cond_norm` to the '
+                              'largest scale that it is trained with.')
         if usm:
             raise OptionError(f'`{usm[0]}` sharpens images in [0, 1], and {type(net).__name__} is trained in [-1, 1]. '
                               'Take it out.')

@@ -224,8 +224,8 @@ def refusal(options):
     ({'network_g': {**GCFSR, 'num_style_feat': 0}}, '`network_g.num_style_feat` cannot be 0'),
     ({'network_g': {**GCFSR, 'narrow': 0}}, '`network_g.narrow` cannot be 0. Write a number above 0'),
     ({'network_g': {**GCFSR, 'cond_norm': 4}},
-     '`datasets.train.downsample_list` has the scale 8, and `network_g` knows the scales 1 to 4 (`cond_norm`). Take '
-     'out what is larger, or write `cond_norm: 8`.'),
+     '`datasets.train.downsample_list` has the scale 8, and `network_g` knows the scales 1 to 4. Take out what '
+     'is larger, or set its `cond_norm` to the largest'),
     ({'scale': 16}, 'Scale 16 is outside the range of this network, 1 to 8'),
     ({'scale': 3}, 'Give it square faces whose size divides 32'),
 ])
