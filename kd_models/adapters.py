@@ -112,7 +112,7 @@ class GCFSRAdapter(Adapter):
 
     def check_training(self, net: Any, opt: dict[str, Any], owner: str) -> None:
         """The scales must be in the condition's range, and what takes images in [0, 1] must know that they are not."""
-        scales, usm = _train_set(opt).get('downsample_list'), [key for key in USM_KEYS.values() if opt.get(key)]
+        scales = _train_set(opt).get('downsample_list')
         if not scales:
             raise OptionError(f'`{owner}` is a {type(net).__name__}, which learns from enlarged faces of known scale. '
                               f'Set `datasets.train.type: {FACES}`.')
@@ -120,17 +120,20 @@ class GCFSRAdapter(Adapter):
             raise OptionError(f'`datasets.train.downsample_list` has the scale {max(scales)}, and `{owner}` knows the '
                               f'scales 1 to {net.cond_norm:g}. Take out what is larger, or set its `cond_norm` to the '
                               'largest scale that it is trained with.')
-        if usm:
-            raise OptionError(f'`{usm[0]}` sharpens images in [0, 1], and {type(net).__name__} is trained in [-1, 1]. '
-                              'Take it out.')
-        perceptual = opt['train'].get('perceptual_opt') or {'range_norm': True}
-        if perceptual.get('type', RANGED[0]) in RANGED and not perceptual.get('range_norm'):
-            raise OptionError(f'`train.perceptual_opt` takes images in [0, 1], and {type(net).__name__} is trained in '
-                              '[-1, 1]. Add `range_norm: true`.')
+        _check_ranges(opt)
 
     def how_to_fit(self, scale: int) -> str:
         """As the base's."""
         return 'Set its `out_size` and `datasets.train.gt_size` to one number.'
+
+
+def _check_ranges(opt: dict[str, Any]) -> None:
+    for key in filter(opt.get, USM_KEYS.values()):
+        raise OptionError(f'`{key}` sharpens images in [0, 1], and GCFSR is trained in [-1, 1]. Take it out.')
+    perceptual = opt['train'].get('perceptual_opt') or {}
+    if perceptual and perceptual.get('type', RANGED[0]) in RANGED and not perceptual.get('range_norm'):
+        raise OptionError('`train.perceptual_opt` takes images in [0, 1], and GCFSR is trained in [-1, 1]. '
+                          'Add `range_norm: true`.')
 
 
 def _train_set(opt: dict[str, Any]) -> dict[str, Any]:

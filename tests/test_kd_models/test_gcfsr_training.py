@@ -107,6 +107,14 @@ def test_student_ema_and_teacher_get_one_noise(tmp_path, network):
     assert not torch.allclose(steps[0].output, steps[1].output, atol=1e-3)
 
 
+def test_self_distillation_compares_weights_and_not_noise(tmp_path):
+    """In [0, 1], with the EMA generator still equal to the student."""
+    model = build(face_options(tmp_path, {'self_distill_opt': {'type': 'L1Loss'}}))
+    model.net_g_ema.load_state_dict(with_noise(model.net_g).state_dict())
+    [first, second] = train(model, face_batches(2))
+    assert first['self_distill_distance'] == 0 < second['self_distill_distance']
+
+
 def test_other_families_draw_nothing(tmp_path):
     model = build(model_options(tmp_path))
     state = torch.get_rng_state()
