@@ -95,7 +95,11 @@ class Adversary:
 
     def _remember(self, real: Tensor, fake: Tensor) -> None:
         """Logits of which the sign is the verdict; relativistic ones are judged against each other."""
-        self.judged = (real - fake.mean(), fake - real.mean()) if self.relativistic else (real, fake)
+        cri_gan = self.model.cri_gan
+        # least squares pull towards the two labels, so that the verdict changes half-way between them
+        least_squares = getattr(cri_gan, 'gan_type', None) == 'lsgan'
+        middle = (cri_gan.real_label_val + cri_gan.fake_label_val) / 2 if least_squares else 0
+        self.judged = (real - fake.mean(), fake - real.mean()) if self.relativistic else (real - middle, fake - middle)
 
     def _judge(self, images: Tensor, distill: bool) -> tuple[Tensor, Tensor | None]:
         """The discriminator's output and, with feature_kd_d, half its distance to the teacher's features."""

@@ -28,9 +28,9 @@ class CollapseAlarm:
         self._non_finite: set[str] = set()
 
     def measure(self, model: DistillationModel) -> dict[str, Tensor]:
-        """The accuracy and the drift of the last iteration, as scalars on the device; only where a GAN is trained."""
+        """The accuracy and the drift of the last iteration, as scalars on the device; only where a GAN trains net_g."""
         stage, numbers = model.stage, dict[str, Tensor]()
-        if stage is None or not (stage.train_d or 'gan' in stage.losses):
+        if stage is None or 'gan' not in stage.losses:  # a generator that is not judged cannot collapse
             return numbers
         if stage.train_d and model.adversary.judged is not None:
             real, fake = model.adversary.judged

@@ -60,7 +60,16 @@ class Degradation:
         return {'queue_ptr': self.queue_ptr, 'queue_lr': _packed(self.queue_lr), 'queue_gt': _packed(self.queue_gt)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restores the pool; one of another size raises a RuntimeError."""
+        """Restores the pool.
+
+        Raises:
+            RuntimeError: It is of another size.
+            ValueError: It was being filled by batches of another size, which do not end where it does.
+        """
+        batch = self.opt['datasets']['train']['batch_size_per_gpu']
+        if (self.queue_size - state['queue_ptr']) % batch:
+            raise ValueError(f'It was filled up to {state["queue_ptr"]} of {self.queue_size}, which batches of {batch} '
+                             'do not complete.')
         for name in ('queue_lr', 'queue_gt'):
             getattr(self, name).copy_(_unpacked(state[name]))
         self.queue_ptr = state['queue_ptr']

@@ -113,6 +113,8 @@ class DistillationModel(ValidatedModel):
         self.net_d_init_iters = train_opt.get('net_d_init_iters', 0)
         self.terms = self._build_terms()
         self.stages = Stages(train_opt, list(self.terms))
+        if not self._trains_generator():  # it is as frozen as a teacher, statistics and random depth included
+            self.net_g.eval()
         self.alarm = CollapseAlarm()
         self.stage: Stage | None = None
         self._update = {'simultaneous': self._simultaneous, 'g_first': self._g_first,
@@ -237,6 +239,9 @@ class DistillationModel(ValidatedModel):
         nets = {'net_g': self.net_g, **{f'aux.{name}': aux for name, aux in self.aux.items()}}
         return {**nets, 'net_d': self.net_d} if self._trains_discriminator() else nets
 
+    def _trains_generator(self) -> bool:
+        return any(stage.losses for stage in self.stages)
+
     def _trains_discriminator(self) -> bool:
         return self.net_d is not None and bool(self.opt['train'].get('optim_d'))
 
@@ -331,7 +336,7 @@ class DistillationModel(ValidatedModel):
             return
         self.stage = stage
         self.adversary.stage = stage
-        if len(self.stages) > 1:
+        if len(self.stages) > 1 or self.opt['train'].get('stages'):
             get_root_logger().info(f'Stage {self.stages.index(stage) + 1} of {len(self.stages)}: {stage}')
 
     def _begin_stage(self, stage: Stage) -> None:
@@ -342,11 +347,18 @@ class DistillationModel(ValidatedModel):
         if stage.ema == 'fresh' and self.ema_decay > 0:
             self.model_ema(0)
         if stage.adaptors == 'fresh':
-            adaptors = [aux for name, aux in self.aux.items() if name.startswith('feature_kd')]
-            for module in (module for aux in adaptors for module in aux.modules()):
-                if isinstance(module, nn.Conv2d):
-                    module.reset_parameters()
-            self.runtime.synchronize(*adaptors)
+            self._renew([aux for name, aux in self.aux.items() if name.startswith('feature_kd')])
+
+    def _renew(self, adaptors: list[nn.Module]) -> None:
+        """Starts modules anew, and forgets what the optimizers know of them."""
+        for aux in adaptors:
+            for module in aux.modules():
+                if callable(reset := getattr(module, 'reset_parameters', None)):
+                    reset()
+            for optimizer in self.optimizers:
+                for parameter in aux.parameters():
+                    optimizer.state.pop(parameter, None)
+        self.runtime.synchronize(*adaptors)
 
     def _losses(self, iteration: int) -> list[str]:
         """The losses that are on, in the order of their sum, whatever their order in the YAML file."""
@@ -509,6 +521,7 @@ class DistillationModel(ValidatedModel):
                  'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
                  'aux': self.aux.state_dict(),
                  'own': self.own_state(),
+                 'stages': self.stages.plan(),
                  'best_metric_results': getattr(self, 'best_metric_results', {})}
         checkpoint.save(state, osp.join(self.opt['path']['training_states'], f'{current_iter}.state'))
 
@@ -534,6 +547,9 @@ class DistillationModel(ValidatedModel):
             scheduler.__dict__.update({key: state[key] for key in ('last_epoch', '_step_count', '_last_lr')})
         self.aux.load_state_dict(resume_state.get('aux', {}))
         self.load_own_state(resume_state.get('own', {}))
+        if resume_state.get('stages', self.stages.plan()) != self.stages.plan():
+            get_root_logger().warning('`train.stages` are not those of the state. Iterations go on by the new ones; '
+                                      'what a stage does at its beginning is not done for those that have begun.')
         if resume_state.get('best_metric_results'):
             self.best_metric_results = resume_state['best_metric_results']
         if self.degradation is not None:
@@ -541,11 +557,14 @@ class DistillationModel(ValidatedModel):
 
     def _resume_pool(self, degradation: Degradation, iteration: int) -> None:
         path = self._pool_path(osp.dirname(self.opt['path'].get('resume_state') or ''), iteration)
+        lacking, why = 0., 'on another process than the first'
         try:
             degradation.load_state(checkpoint.load(path))
-        except (checkpoint.CheckpointError, RuntimeError, KeyError) as error:
-            get_root_logger().warning(f'The training pair pool starts empty, so that this run is not exactly the '
-                                      f'uninterrupted one. ({error})')
+        except (checkpoint.CheckpointError, RuntimeError, KeyError, ValueError) as error:
+            lacking, why = 1., str(error)
+        if self.runtime.mean(torch.tensor(lacking, device=self.device)) > 0:  # only the first process has a log
+            get_root_logger().warning('The training pair pool starts empty, so that this run is not exactly the '
+                                      f'uninterrupted one. ({why})')
 
     def _check_state(self, state: dict[str, Any]) -> None:
         def sizes(optimizers: list[dict[str, Any]]) -> list[list[int]]:

@@ -60,6 +60,9 @@ def trained_and_frozen(model: DistillationModel) -> str:
     """One line: how many tensors of each module are trained, and what is frozen."""
     counts = {name: sum(p.requires_grad for p in net.parameters()) for name, net in model.trained().items()}
     frozen = [f'teacher net_{label}' for label in 'gd' if getattr(model.teacher, f'net_{label}', None) is not None]
+    if not any(stage.losses for stage in model.stages):
+        del counts['net_g']
+        frozen.append('net_g')
     trained = ', '.join(f'{name} {count}' for name, count in counts.items())
     return f'Trained tensors: {trained}. Frozen: {", ".join(frozen) or "none"}.'
 

@@ -16,7 +16,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 
 from kd_models.distillation_model import DistillationModel
 from kd_models.terms import TERMS
-from kd_utils.schema import get
+from kd_utils.schema import OptionError, get, require
 
 ADVERSARIAL = ('gan', 'ldl')  # ldl weighs the artifacts of a GAN
 
@@ -35,7 +35,12 @@ class SDAKDModel(DistillationModel):
         train_opt.setdefault('feature_kd_opt', {'type': 'MLPFeatureLoss', 'loss_weight': 1.0})
         if opt.get('network_d') and get(opt, 'teacher.network_d'):
             train_opt.setdefault('feature_kd_d_opt', {'type': 'MLPFeatureLoss', 'loss_weight': 1.0})
-        if not train_opt.get('stages') and isinstance(train_opt.get('total_iter'), int | float):
+        if not train_opt.get('stages') and train_opt.get('total_iter') is not None:
+            require('train.total_iter', 'iters', train_opt['total_iter'])
+            for key, section in (('network_d', opt), ('gan_opt', train_opt)):
+                if not section.get(key):
+                    raise OptionError('SDAKDModel trains a student discriminator in its last two stages, and '
+                                      f'`{key}` is missing. Add it, or write `train.stages` of your own.')
             train_opt['stages'] = three_stages(train_opt)
 
 
@@ -49,6 +54,8 @@ def three_stages(train_opt: dict[str, Any]) -> list[dict[str, Any]]:
     distilled = [name for name in configured if name not in ADVERSARIAL]
     supervised = [name for name in distilled if 'teacher' not in TERMS[name].needs]
     total = int(train_opt['total_iter'])
+    if total < 3:
+        raise OptionError(f'`train.total_iter` is {total}, and SDAKDModel has three stages. Write 3 or more.')
     warm_up = max(total // 8, 1)
     return [{'name': 'supervised', 'iters': warm_up, 'losses': supervised},
             {'name': 'distill', 'iters': warm_up, 'losses': distilled, 'train_d': True, 'optimizer': 'fresh'},

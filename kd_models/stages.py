@@ -38,8 +38,9 @@ class Stage:
 
     def __str__(self) -> str:
         updated = [part for part, on in (('generator', bool(self.losses)), ('discriminator', self.train_d)) if on]
+        judge = ", judged by the teacher's discriminator" if self.discriminator == 'teacher' else ''
         return (f'`{self.name}`, iterations {self.start:,}-{self.end:,}, updates {" and ".join(updated)}, '
-                f'losses: {", ".join(self.losses) or "none of the generator"}')
+                f'losses: {", ".join(self.losses) or "none of the generator"}{judge}')
 
 
 class Stages(list[Stage]):
@@ -58,6 +59,10 @@ class Stages(list[Stage]):
         for option in options:
             self.append(_stage(option, start, configured))
             start = self[-1].end + 1
+
+    def plan(self) -> list[list[Any]]:
+        """What a state remembers of the stages: where each begins, and what it does then."""
+        return [[stage.name, stage.start, stage.optimizer, stage.ema, stage.adaptors, stage.phase] for stage in self]
 
     def at(self, iteration: int) -> Stage:
         """The stage of an iteration; the last one for iterations beyond the end (an extended run)."""

@@ -484,6 +484,8 @@ def _check_weights(key: str, path: str) -> None:
         raise OptionError(f'`{key}`: `{path}` is missing. Download {name} from {page} '
                           f'and put it into `{folder or "."}/`.')
     problem = 'is a folder' if osp.isdir(path) else 'is missing'
+    if key == 'teacher.path.pretrain_network_d':
+        problem += ' (options/train/SDAKD/teacher_discriminator_*.yml make such files)'
     raise OptionError(f'`{key}`: `{path}` {problem}. Name a file with weights.{_nearest_file(path)}')
 
 
@@ -540,6 +542,8 @@ def _check_root(key: str, root: str, lmdb: bool, named: bool) -> None:
 
 
 def _refuse_missing(key: str, path: str) -> NoReturn:
+    if osp.isdir(path):
+        raise OptionError(f'`{key}`: `{path}` is a folder. Name a text file.')
     raise OptionError(f'`{key}`: there is no file `{path}`. Correct the path.{_nearest_file(path)}')
 
 

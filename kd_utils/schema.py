@@ -78,6 +78,9 @@ def _is_list(value: Any, item: Callable[[Any], bool]) -> bool:
     return isinstance(value, list | tuple) and all(map(item, value))
 
 
+# Of basicsr.data.degradations.random_mixed_kernels.
+BLUR_KERNELS = ('iso', 'aniso', 'generalized_iso', 'generalized_aniso', 'plateau_iso', 'plateau_aniso')
+
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'any': (lambda v: True, 'a value'),
     'bool': (lambda v: isinstance(v, bool), 'true or false'),
@@ -107,7 +110,14 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'betas': (lambda v: _is_list(v, _is_decay) and len(v) == 2,
               'a list of two numbers from 0 up to, but not including, 1, such as [0.9, 0.99]'),
     'range': (lambda v: _is_list(v, _is_number) and len(v) == 2 and v[0] <= v[1], 'a list [lowest, highest]'),
-    'odds': (lambda v: _is_list(v, _is_number) and len(v) == 3 and min(v) >= 0, 'a list of three odds: up, down, keep'),
+    'odds': (lambda v: _is_list(v, _is_number) and len(v) == 3 and min(v) >= 0 < sum(v),
+             'a list of three odds, not all 0: up, down, keep'),
+    'shares': (lambda v: _is_list(v, _is_number) and len(v) > 0 and min(v) >= 0 < sum(v),
+               'a list of numbers, 0 or above and not all 0'),
+    'kernels': (lambda v: _is_list(v, lambda name: name in BLUR_KERNELS) and len(v) > 0,
+                f'a list of: {", ".join(BLUR_KERNELS)}'),
+    'quality': (lambda v: KINDS['range'][0](v) and v[0] >= 1 and v[1] <= 100,
+                'a list [lowest, highest] within 1 to 100'),
     'words': (lambda v: _is_list(v, _is_text), 'a list of names, such as [a, b]'),
     'dict': (lambda v: isinstance(v, dict), 'a section, keys with values under it'),
     'factors': (lambda v: isinstance(v, dict) and all(map(_is_number, v.values())),
@@ -134,9 +144,9 @@ RUN: Table = {
 # At the top of the file too: the second-order degradation of Real-ESRGAN.
 DEGRADATION: Table = {
     'resize_prob': 'odds', 'resize_range': 'range', 'gaussian_noise_prob': 'prob', 'noise_range': 'range',
-    'poisson_scale_range': 'range', 'gray_noise_prob': 'prob', 'jpeg_range': 'range', 'second_blur_prob': 'prob',
+    'poisson_scale_range': 'range', 'gray_noise_prob': 'prob', 'jpeg_range': 'quality', 'second_blur_prob': 'prob',
     'resize_prob2': 'odds', 'resize_range2': 'range', 'gaussian_noise_prob2': 'prob', 'noise_range2': 'range',
-    'poisson_scale_range2': 'range', 'gray_noise_prob2': 'prob', 'jpeg_range2': 'range', 'gt_size': 'size',
+    'poisson_scale_range2': 'range', 'gray_noise_prob2': 'prob', 'jpeg_range2': 'quality', 'gt_size': 'size',
 }
 REAL_ESRGAN: Table = {
     **DEGRADATION, 'high_order_degradation': 'bool', 'queue_size': 'size',
@@ -210,7 +220,7 @@ _CLIPS = {**_PAIR, **_AUGMENT, 'dataroot_flow': 'path?', 'meta_info_file': 'path
 _REDS = {**_CLIPS, 'val_partition': 'REDS4|official!', 'interval_list': 'numbers', 'test_mode': 'bool',
          'flip_sequence': 'bool'}
 _VIDEO = {**_PAIR, 'meta_info_file': 'path', 'cache_data': 'bool!', 'num_frame': 'size!', 'padding': 'str'}
-_KERNELS = {'blur_kernel_size': 'size!', 'kernel_list': 'words!', 'kernel_prob': 'numbers!', 'blur_sigma': 'range!',
+_KERNELS = {'blur_kernel_size': 'size!', 'kernel_list': 'kernels!', 'kernel_prob': 'shares!', 'blur_sigma': 'range!',
             'betag_range': 'range!', 'betap_range': 'range!', 'sinc_prob': 'prob!'}
 DATASETS: dict[str, Table] = {
     'PairedImageDataset': {**_PAIR, **_AUGMENT, **_NORMALIZE, 'meta_info_file': 'path?', 'filename_tmpl': 'template',
@@ -559,6 +569,10 @@ class _Checker:
                         f'{self.opt["model_type"]} does not hand to the network. Set `model_type: DistillationModel`.')
         keys = [f'{name}_opt' for name in {**self.losses, **NEEDS} if name not in STOCK_LOSSES]
         keys = [f'train.{key}' for key in (*keys, *OUR_TRAIN_KEYS)] if self.training else []
+        name = self.model.__name__
+        if name in ('RealESRGANModel', 'RealESRNetModel') and self.training and not self.opt['num_gpu']:
+            self.refuse(f'{name} of BasicSR needs a GPU. Set `model_type: DistillationModel`, which does the same on '
+                        'any device.')
         for key in ('teacher', 'val.self_ensemble', *keys):
             if get(self.opt, key) is not None:
                 self.refuse(f'`{key}` is not read by {self.opt["model_type"]}, which is BasicSR\'s own. '
@@ -777,6 +791,9 @@ class _Checker:
         self.table(key, dataset, {**LOADER, **(table or {})}, training, unknown)
         if 'io_backend' in dataset:
             self.table(f'{key}.io_backend', dataset['io_backend'], IO_BACKEND, training, unknown)
+        if name == 'RealESRGANDataset' and not training:
+            self.refuse(f'`{key}.type`: RealESRGANDataset is for training. Use PairedImageDataset, or '
+                        'SingleImageDataset where there is no ground truth.')
         if name == 'RealESRGANDataset':
             if self.ours and not getattr(self.model, 'degrades', False):
                 self.refuse(f'`{key}.type`: RealESRGANDataset gives no LR images, and '
@@ -812,7 +829,7 @@ class _Checker:
         if 'meta_info' not in dataset and get(dataset, 'io_backend.type') != 'lmdb':
             self.refuse(f'`{key}.meta_info` is missing. Name the text file that lists the images, one per line.')
         for suffix in ('', '2'):
-            kernels, odds = len(dataset[f'kernel_list{suffix}']), len(dataset[f'kernel_prob{suffix}'])
+            kernels, odds = (len(dataset.get(f'kernel_{what}{suffix}') or ()) for what in ('list', 'prob'))
             if kernels != odds:
                 self.refuse(f'`{key}.kernel_prob{suffix}` has {odds} numbers for {kernels} kernels. '
                             'Write one for each.')
@@ -822,6 +839,13 @@ class _Checker:
         for name, kind in DEGRADATION.items():
             if name not in self.opt:
                 self.doubt(f'`{name}` is missing, which degrades the images of `{key}`. Write {_words(kind)}.')
+        sharpened = [name for name in ('l1_gt_usm', 'percep_gt_usm', 'gan_gt_usm') if name in self.opt]
+        if 'gt_usm' in self.opt and sharpened:
+            self.doubt(f"`gt_usm` is RealESRNet's and `{sharpened[0]}` Real-ESRGAN's; they sharpen at different "
+                       'places. Take one of them out.')
+        if get(self.opt, 'network_g.num_in_ch') not in (None, 3):
+            self.doubt(f'`{key}.type`: RealESRGANDataset gives images of three channels, and `network_g.num_in_ch` is '
+                       f'{get(self.opt, "network_g.num_in_ch")}. Write 3.')
         self.check_pool(key, dataset)
 
     def check_pool(self, key: str, dataset: Options) -> None:
@@ -960,9 +984,9 @@ class _Rules:
     def check_turns(self, stages: dict[str, Options]) -> None:
         """While the discriminator is trained, these keys leave the generator only some of the iterations."""
         total = int(self.train['total_iter'])
-        for key in ('net_d_iters', 'net_d_init_iters'):
+        for key, most in (('net_d_iters', total), ('net_d_init_iters', total - 1)):
             both = any(stage['losses'] and self._trains_d(stage) for stage in stages.values())
-            if both and self.train.get(key, 0) >= total:
+            if both and self.train.get(key, 0) > most:
                 self.refuse(f'`train.{key}` is {self.train[key]} of {total} iterations, so the generator would never '
                             'learn while the discriminator does. Write a smaller number.')
 
@@ -977,6 +1001,11 @@ class _Rules:
         asked = asked or any(stage.get('discriminator') == 'teacher' for stage in stages)
         asked = asked or measures_teacher(self.opt)
         self.warnings += [f'`train.{name}_opt` is on in no stage.' for name in self.configured if name not in used]
+        if any(stage.get('ema') == 'fresh' for stage in stages) and not self.train.get('ema_decay'):
+            self.warnings.append('`ema: fresh` of a stage is of no use without `train.ema_decay`.')
+        if get(self.opt, 'datasets.train.type') != 'RealESRGANDataset':
+            self.warnings += [f'`{key}` is of no use: it belongs to the degradation of a RealESRGANDataset.'
+                              for key in ('queue_size', 'gt_usm') if key in self.opt]
         if self.train.get('ema_ramp_up') and not self.train.get('ema_decay'):
             self.warnings.append('`train.ema_ramp_up` is of no use without `train.ema_decay`.')
         if self.opt.get('teacher') and not asked:

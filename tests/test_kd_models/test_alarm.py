@@ -56,6 +56,24 @@ def test_what_is_measured(tmp_path):
     assert float(model.alarm.measure(model)['accuracy']) == (0.75 + 0.5) / 2
 
 
+def test_least_squares_are_judged_half_way_between_the_labels(tmp_path):
+    options = gan_options(tmp_path)
+    options['train']['gan_opt'].update(gan_type='lsgan')
+    model = build_model(options)
+    train(model, batches(1))
+    model.adversary._remember(torch.tensor([0.9, 1.1, 0.6, 0.4]), torch.tensor([0.1, -0.2, 0.3, 0.45]))
+    assert float(model.alarm.measure(model)['accuracy']) == (0.75 + 1) / 2
+
+
+def test_nothing_is_measured_while_no_generator_is_judged(tmp_path):
+    """A discriminator that warms up, or that is made for a teacher, may win."""
+    for losses in ([], ['pixel']):
+        stages = [{'name': 'warm-up', 'iters': 100, 'losses': losses, 'train_d': True}]
+        model = build_model(gan_options(tmp_path, {'stages': stages}))
+        train(model, batches(1))
+        assert model.alarm.measure(model) == {}
+
+
 def test_nothing_is_measured_without_a_gan(tmp_path):
     model = build_model(model_options(tmp_path))
     train(model, batches(1))

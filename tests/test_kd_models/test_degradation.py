@@ -1,5 +1,6 @@
 """Real-ESRGAN's training: its LR images, pool and sharpened targets, and promise 8 for RealESRGANModel."""
 import random
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torchvision.models import vgg19
 
 from kd_data.draws import seed_everything
 from kd_utils.options import OptionError, check_options
-from tests.support import assert_equal_weights, batches, gan_options, model_options, weights
+from tests.support import EDSR, assert_equal_weights, batches, gan_options, model_options, weights
 
 DEGRADATION = {
     'high_order_degradation': True, 'queue_size': 4, 'gt_size': 32,
@@ -156,6 +157,16 @@ def test_a_missing_pool_is_said(tmp_path, warnings_logged):
     assert 'The training pair pool starts empty' in warnings_logged[-1]
 
 
+def test_a_pool_filled_by_batches_of_another_size_is_said(tmp_path, warnings_logged):
+    model, _ = run(degrading(tmp_path), list(synthetic(1)))
+    model.save(0, 1)
+    model.opt['path']['resume_state'] = str(tmp_path / 'training_states/1.state')
+    model.opt['datasets']['train']['batch_size_per_gpu'] = 4
+    model.resume_training(torch.load(tmp_path / 'training_states/1.state'))
+    assert 'starts empty' in warnings_logged[-1]
+    assert f'up to 2 of {model.degradation.queue_size}, which batches of 4 do not complete' in warnings_logged[-1]
+
+
 def test_sharpened_images_keep_their_precision_in_the_pool(tmp_path):
     model, _ = run(degrading(tmp_path, gt_usm=True), list(synthetic(1)))
     state = model.degradation.state()
@@ -169,10 +180,27 @@ def test_sharpened_images_keep_their_precision_in_the_pool(tmp_path):
     ({'gt_size': 512}, '`gt_size` is 512, but RealESRGANDataset gives crops of 400.'),
     ({'gt_size': 33}, '`gt_size` is 33, which the scale 2 does not divide. Write 32.'),
     ({'high_order_degradation': False}, '`high_order_degradation: false` makes none. Write true'),
+    ({'gt_usm': True, 'l1_gt_usm': True}, "`gt_usm` is RealESRNet's and `l1_gt_usm` Real-ESRGAN's"),
+    ({'resize_prob': [0, 0, 0]}, 'Write a list of three odds, not all 0'),
+    ({'jpeg_range2': [0, 95]}, '`jpeg_range2` cannot be [0, 95]. Write a list [lowest, highest] within 1 to 100'),
+    ({'datasets__kernel_prob': [0] * 6}, 'Write a list of numbers, 0 or above and not all 0'),
+    ({'datasets__kernel_list2': ['isoo']}, 'Write a list of: iso, aniso, '),
+    ({'network_g': {**EDSR, 'num_in_ch': 1}}, 'RealESRGANDataset gives images of three channels'),
+    ({'model_type': 'RealESRGANModel'}, 'RealESRGANModel of BasicSR needs a GPU. Set `model_type: DistillationModel`'),
 ])
 def test_refusals(tmp_path, change, message):
-    with pytest.raises(OptionError, match=message.replace('(', r'\(')):
-        check_options(degrading(tmp_path, **change), {})
+    of_dataset = {key.removeprefix('datasets__'): change.pop(key) for key in list(change) if '__' in key}
+    options = degrading(tmp_path, **change)
+    options['datasets']['train'].update(of_dataset)
+    with pytest.raises(OptionError, match=re.escape(message)):
+        check_options(options, {})
+
+
+def test_it_is_for_training_only(tmp_path):
+    options = degrading(tmp_path, val={'val_freq': 1})
+    options['datasets']['val'] = {**options['datasets']['train'], 'name': 'Val', 'phase': 'val'}
+    with pytest.raises(OptionError, match='`datasets.val.type`: RealESRGANDataset is for training'):
+        check_options(options, {})
 
 
 def test_degrading_keys_with_paired_data_are_refused(tmp_path):

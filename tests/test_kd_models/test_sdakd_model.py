@@ -5,7 +5,11 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.models import build_model
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import nn
 
+from kd_cli.loop import train_pipeline
+from kd_models.report import trained_and_frozen
 from kd_models.sdakd_model import SDAKDModel
 from kd_utils.options import OptionError, check_options
 from tests.support import (
@@ -17,7 +21,9 @@ from tests.support import (
     gan_options,
     save_teacher,
     train,
+    train_yaml,
     weights,
+    write_yaml,
 )
 
 RRDB = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 4, 'num_grow_ch': 2}
@@ -119,6 +125,85 @@ def test_adaptors_go_from_stage_to_stage_unless_fresh(tmp_path):
     close = [torch.allclose(kept[name], end_of_second[name], atol=5e-3) for name in kept]
     assert all(close), 'one step of Adam away'
     assert not any(torch.allclose(renewed[name], end_of_second[name], atol=5e-3) for name in kept if 'weight' in name)
+
+
+def test_fresh_adaptors_have_no_moments(tmp_path):
+    options = sdakd_options(tmp_path)
+    SDAKDModel.complete(options)
+    options['train']['stages'][2].update(adaptors='fresh', optimizer='keep')
+    model = build_model(options)
+    train(model, batches(5))
+    steps = {name: {int(model.optimizer_g.state[p]['step']) for p in net.parameters()}
+             for name, net in (('net_g', model.net_g), ('adaptors', model.aux['feature_kd']))}
+    assert steps['adaptors'] == {1} and min(steps['net_g']) > 1
+
+
+def test_other_stages_on_resume_are_said(tmp_path, warnings_logged):
+    model = build_model(sdakd_options(tmp_path))
+    model.save(0, 1)
+    state = torch.load(tmp_path / 'training_states/1.state', weights_only=True)
+    build_model(sdakd_options(tmp_path)).resume_training(state)
+    assert not any('not those of the state' in text for text in warnings_logged)
+    build_model(sdakd_options(tmp_path, {'total_iter': 80})).resume_training(state)
+    assert '`train.stages` are not those of the state' in warnings_logged[-1]
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'total_iter': float('inf')}, '`train.total_iter` cannot be inf'),
+    ({'total_iter': 2}, '`train.total_iter` is 2, and SDAKDModel has three stages. Write 3 or more'),
+    ({'gan_opt': None}, '`gan_opt` is missing. Add it, or write `train.stages` of your own'),
+])
+def test_stages_that_cannot_be_made(tmp_path, change, message):
+    with pytest.raises(OptionError, match=message):
+        SDAKDModel.complete(sdakd_options(tmp_path, change))
+
+
+class WithBatchNorm(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.PixelShuffle(2))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def test_a_generator_that_no_stage_updates_is_frozen_with_its_statistics(tmp_path, monkeypatch):
+    monkeypatch.setitem(ARCH_REGISTRY._obj_map, 'WithBatchNorm', WithBatchNorm)
+    stages = [{'name': 'discriminator', 'iters': 100, 'losses': [], 'train_d': True}]
+    model = build_model(gan_options(tmp_path, {'stages': stages, 'pixel_opt': None},
+                                    network_g={'type': 'WithBatchNorm'}))
+    before = weights(model.net_g)
+    train(model, batches(2))
+    assert_equal_weights(weights(model.net_g), before)
+    assert trained_and_frozen(model) == 'Trained tensors: net_d 12. Frozen: net_g.'
+
+
+def test_a_discriminator_is_made_for_a_teacher_and_teaches(tmp_path, images, caplog):
+    """By the commands: the file of one run is `teacher.network_d` of the next; log and tensorboard name the stages."""
+    section = save_teacher(tmp_path, TEACHER)
+    made = train_yaml(images, name='made', train__total_iter=2, network_g=TEACHER, network_d=TEACHER_D,
+                      path__pretrain_network_g=section['path']['pretrain_network_g'], path__param_key_g='params',
+                      train__optim_d={'type': 'Adam', 'lr': 1e-3}, train__gan_opt={'gan_type': 'vanilla'},
+                      train__stages=[{'name': 'discriminator', 'iters': 2, 'losses': [], 'train_d': True}])
+    del made['train']['pixel_opt'], made['train']['ema_decay']
+    train_pipeline(str(tmp_path), ['-opt', str(write_yaml(tmp_path / 'made.yml', made))])
+    section['network_d'] = TEACHER_D
+    section['path']['pretrain_network_d'] = str(tmp_path / 'experiments/made/models/net_d_latest.pth')
+    student = train_yaml(images, name='student', model_type='SDAKDModel', teacher=section, network_d=UNET,
+                         train__total_iter=8, train__optim_d={'type': 'Adam', 'lr': 1e-3},
+                         train__gan_opt={'gan_type': 'vanilla'}, logger__use_tb_logger=True)
+    train_pipeline(str(tmp_path), ['-opt', str(write_yaml(tmp_path / 'student.yml', student))])
+    [log] = (tmp_path / 'experiments/student').glob('train_*.log')
+    text = log.read_text()
+    for number, (name, span) in enumerate((('supervised', '1-1'), ('distill', '2-2'), ('adversarial', '3-8')), 1):
+        assert f'Stage {number} of 3: `{name}`, iterations {span}' in text
+    assert 'l_d_feature_kd' in text
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(tmp_path / 'tb_logger/student'))
+    events.Reload()
+    said = [event.tensor_proto.string_val[0].decode() for event in events.Tensors('stage/text_summary')]
+    assert [one.split('`')[1] for one in said] == ['supervised', 'distill', 'adversarial']
 
 
 def test_ema_may_start_from_the_active_generator(tmp_path):
