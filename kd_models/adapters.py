@@ -4,11 +4,11 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kd_data.face_scale_dataset import FaceScaleDataset
 from kd_models.degradation import USM_KEYS
 from kd_utils.options import OptionError
+from kd_utils.resize import pad_to_multiple
 
 FACES = FaceScaleDataset.__name__
 # Losses that are told the range of their images by `range_norm`.
@@ -72,13 +72,8 @@ class WindowAdapter(Adapter):
     """Pads to a multiple of the attention window and crops back, as BasicSR's SwinIRModel does in its tests."""
 
     def __call__(self, net: nn.Module, lq: Tensor, **inputs: Any) -> Tensor:
-        window = self.network_opt['window_size']
         height, width = lq.shape[-2:]
-        pad_h, pad_w = -height % window, -width % window
-        if not (pad_h or pad_w):
-            return super().__call__(net, lq, **inputs)
-        mode = 'reflect' if pad_h < height and pad_w < width else 'replicate'  # reflection needs the pixels to reflect
-        padded = F.pad(lq, (0, pad_w, 0, pad_h), mode)
+        padded = pad_to_multiple(lq, self.network_opt['window_size'])
         output = super().__call__(net, padded, **inputs)
         scale = output.shape[-1] // padded.shape[-1]
         return output[..., :height * scale, :width * scale]

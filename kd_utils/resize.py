@@ -1,28 +1,40 @@
-"""MATLAB's bicubic `imresize` for batches on any device."""
+"""MATLAB's bicubic `imresize` for batches on any device, and padding."""
 from __future__ import annotations
 
 import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
-def bicubic(images: Tensor, size: int) -> Tensor:
-    """Enlarges or reduces square images as MATLAB's `imresize` does, which most super-resolution data is made with.
+def bicubic(images: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Enlarges or reduces images as MATLAB's `imresize` does, which most super-resolution data is made with.
 
-    BasicSR's `imresize` gives the same values, but runs row by row on one image of a CPU. Here both directions are a
-    product with a (size, H) matrix, 3 * size * H * (size + H) multiply-adds in all. PyTorch's own bicubic has another
+    BasicSR's `imresize` gives the same values, but runs row by row on one image of a CPU. Here each direction is a
+    product with a matrix, for squares 3 * size * H * (size + H) multiply-adds in all. PyTorch's own bicubic has another
     kernel (a = -0.75) and, with antialiasing, other borders.
 
     Args:
-        images: (N, C, H, H), floating point.
-        size: Output height and width.
+        images: (N, C, H, W), floating point.
+        size: Output height and width, one number for both.
 
     Returns:
-        Tensor: (N, C, size, size), neither clipped nor rounded.
+        Tensor: (N, C, *size), neither clipped nor rounded.
     """
-    matrix = _matrix(images.shape[-1], size).to(images)
-    return matrix @ images @ matrix.T
+    height, width = (size, size) if isinstance(size, int) else size
+    rows, columns = _matrix(images.shape[-2], height).to(images), _matrix(images.shape[-1], width).to(images)
+    return rows @ images @ columns.T
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Images (N, C, H, W) continued to the right and below until `multiple` divides their sides, in mirror image."""
+    height, width = images.shape[-2:]
+    pad_h, pad_w = -height % multiple, -width % multiple
+    if not (pad_h or pad_w):
+        return images
+    mode = 'reflect' if pad_h < height and pad_w < width else 'replicate'  # reflection needs the pixels to reflect
+    return F.pad(images, (0, pad_w, 0, pad_h), mode)
 
 
 def _matrix(length: int, size: int) -> Tensor:
