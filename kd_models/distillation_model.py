@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from os import path as osp
 from typing import Any
@@ -52,13 +52,15 @@ class DistillationModel(ValidatedModel):
     Raises:
         OptionError: The options do not fit each other or the networks; nothing has been trained.
     """
+    known_terms: dict[str, type[Term]] = TERMS
     losses: dict[str, str | None] = {name: term.default_type for name, term in TERMS.items()}
     degrades = True  # takes RealESRGANDataset
+    adversary_type = Adversary
 
     def __init__(self, opt: dict[str, Any]) -> None:
         # our loop has done this already, another project's has not
         messages = apply_aliases(opt) + self.complete(opt)
-        for message in messages + check_options(opt, self.losses, strict=False):
+        for message in messages + check_options(opt, {**DistillationModel.losses, **self.losses}, strict=False):
             get_root_logger().warning(message)
         self.teacher: Teacher | None = None
         self.cache = teacher_cache(opt)
@@ -92,6 +94,24 @@ class DistillationModel(ValidatedModel):
     def complete_training(cls, opt: dict[str, Any], train_opt: dict[str, Any]) -> None:
         """`complete` for a training. The options have not been checked yet."""
 
+    @classmethod
+    def refuse_unread(cls, train_opt: dict[str, Any], losses: Collection[str], unread: Collection[str] = ()) -> None:
+        """For methods with an iteration of their own.
+
+        Args:
+            train_opt: The `train` section.
+            losses: The losses that they have a place for.
+            unread: Further keys of the base that they do not read.
+
+        Raises:
+            OptionError: Another loss, or one of these keys, is there.
+        """
+        own = [f'{name}_opt' for name in losses]
+        for key, value in train_opt.items():
+            if value is not None and (str(key).endswith('_opt') and key not in own or key in unread):
+                raise OptionError(f'`train.{key}` is not read by {cls.__name__}, which has a place for '
+                                  f'{" and ".join(f"`{name}`" for name in own)} only. Take it out.')
+
     # ---------------------------------------------------------------- construction
 
     def init_training_settings(self) -> None:
@@ -108,7 +128,7 @@ class DistillationModel(ValidatedModel):
             self.degradation = Degradation(self.opt, self.device)
         self.usm_sharpener = USMSharp().to(self.device) if any(map(self.opt.get, USM_KEYS.values())) else None
         get_root_logger().info('Networks, for one training crop:\n' + networks_table(measure_networks(self)))
-        self.adversary = Adversary(self, train_opt.get('gan_mode', 'standard') == 'relativistic')
+        self.adversary = self.adversary_type(self, train_opt.get('gan_mode', 'standard') == 'relativistic')
         self.net_d_iters = train_opt.get('net_d_iters', 1)
         self.net_d_init_iters = train_opt.get('net_d_init_iters', 0)
         self.terms = self._build_terms()
@@ -147,9 +167,9 @@ class DistillationModel(ValidatedModel):
         self.net_d.train()
 
     def _build_terms(self) -> dict[str, Term]:
-        """The configured losses, in the order of `TERMS`."""
+        """The configured losses, in the order of `known_terms`."""
         train_opt, terms = self.opt['train'], {}
-        for name, term in TERMS.items():
+        for name, term in self.known_terms.items():
             option = train_opt.get(f'{name}_opt')
             if option is None:
                 continue

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from kd_models.distillation_model import DistillationModel
 from kd_models.step import Step
+from kd_models.unconditional import complete_unconditional
 from kd_utils.options import OptionError
 from kd_utils.rng import RandomState
 from kd_utils.schema import get
@@ -50,27 +51,18 @@ class SDStyleGAN2Model(DistillationModel):
     @classmethod
     def complete(cls, opt: dict[str, Any]) -> list[str]:
         """BasicSR's values where the YAML is silent, and a SampleDataset for a validation that has no data."""
-        opt.setdefault('scale', 1)  # of no meaning here
         samples = {'type': 'SampleDataset', 'num_style_feat': get(opt, 'network_g.num_style_feat') or 512}
-        if opt.get('val') and isinstance(opt.get('datasets'), dict):
-            if get(opt, 'val.self_ensemble'):
-                raise OptionError('`val.self_ensemble` turns LR images, and there are none. Take it out.')
-            if opt.get('is_train', True) and not any(str(name).startswith('val') for name in opt['datasets']):
-                count = opt['val'].get('num_val_samples', GRID)
-                opt['datasets']['val'] = {'name': 'samples', 'n': count, 'phase': 'val', 'scale': 1, **samples}
-        for dataset in (opt.get('datasets') or {}).values():
-            if isinstance(dataset, dict) and dataset.get('type') == 'SampleDataset':
-                dataset.setdefault('num_style_feat', samples['num_style_feat'])
+        datasets = opt.get('datasets') if opt.get('val') and opt.get('is_train', True) else None
+        if isinstance(datasets, dict) and not any(str(name).startswith('val') for name in datasets):
+            count = opt['val'].get('num_val_samples', GRID)
+            datasets['val'] = {'name': 'samples', 'n': count, 'phase': 'val', 'scale': 1, **samples}
+        complete_unconditional(opt, samples['num_style_feat'])
         return super().complete(opt)
 
     @classmethod
     def complete_training(cls, opt: dict[str, Any], train_opt: dict[str, Any]) -> None:
         """Also Adam's betas, which lazy regularisation adapts (Karras et al. 2020)."""
-        for key, value in train_opt.items():
-            foreign = str(key).endswith('_opt') and key not in ('gan_opt', 'self_distill_opt')
-            if value is not None and (foreign or key in UNREAD):
-                raise OptionError(f'`train.{key}` is not read by SDStyleGAN2Model, whose losses are `gan_opt` and '
-                                  '`self_distill_opt`. Take it out.')
+        cls.refuse_unread(train_opt, ('gan', 'self_distill'), UNREAD)
         for key, value in DEFAULTS.items():
             train_opt.setdefault(key, dict(value) if isinstance(value, dict) else value)
         if train_opt['update_order'] != 'd_first':

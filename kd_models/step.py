@@ -23,6 +23,7 @@ class Step:
         ema: The EMA generator's SR images.
         student_features: The student's feature maps by its layer.
         teacher_features: The teacher's feature maps by its layer.
+        pairs: What the student's pass predicts besides its image, each with what is wanted, by number.
     """
     lq: Tensor
     targets: dict[str, Tensor]
@@ -32,6 +33,7 @@ class Step:
     ema: Tensor = field(init=False)
     student_features: Features = field(default_factory=dict)
     teacher_features: Features = field(default_factory=dict)
+    pairs: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def target(self, loss: str) -> Tensor:
         """The ground truth for a loss."""

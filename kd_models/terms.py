@@ -185,6 +185,21 @@ class SelfDistillTerm(Term):
             return RandomState.now() != before
 
 
+class DiffusionTerm(Term):
+    """l_g_diffusion: the denoising loss of a diffusion model, the U-Net's prediction against what it should be."""
+    default_type = 'MSELoss'
+
+    def __call__(self, step: Step) -> dict[str, Tensor]:
+        losses = [self.criterion(predicted, wanted) for predicted, wanted in step.pairs.values()]
+        return {f'l_g_{self.name}': torch.stack(losses).sum()}
+
+
+class PhaseKDTerm(DiffusionTerm):
+    """l_g_phase_kd: the images of a student's phases against the states that its diffusion teacher passes through."""
+    needs = frozenset({'teacher'})
+    default_type = 'L1Loss'
+
+
 # The order of the sum, so of the gradients' accumulation: BasicSR's own (RealESRGANModel has all four), then ours.
 TERMS: dict[str, type[Term]] = {
     'pixel': PixelTerm,

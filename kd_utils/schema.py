@@ -260,6 +260,9 @@ ARGUMENTS: Table = {
 ARGUMENTS_OF: dict[str, Table] = {
     **dict.fromkeys(('GCFSR', 'GCFSR_blind', 'GCFSRDiscriminator'), {'out_size': 'power'}),
     'SwinIR': {'img_size': 'number or numbers', 'patch_size': 'number or numbers'},
+    'DiffusionUNet': {'prediction_type': 'epsilon|v_prediction|sample', 'block_out_channels': 'numbers',
+                      'scale': 'size', 'size': 'size?', 'steps': 'size', 'timesteps': 'size', 'seed': 'count',
+                      'tile': 'count', 'tile_pad': 'count'},
     'LPIPSLoss': {'net': 'vgg|alex|squeeze'},
     'calculate_lpips': {'net': 'vgg|alex|squeeze'},
     'RandomFID': {'seed': 'count'},
