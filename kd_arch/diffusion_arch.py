@@ -74,6 +74,7 @@ class DiffusionUNet(nn.Module):
                  seed: int = 0, tile: int = 0, tile_pad: int = 16, pretrained: str | None = None) -> None:
         super().__init__()
         self.scale, self.seed, self.tile, self.tile_pad = scale, seed, tile, tile_pad
+        self.unet: Any
         if pretrained is None:
             self.unet = _unet(3 if size else 6, block_out_channels, layers_per_block=layers_per_block,
                               norm_num_groups=norm_num_groups, dropout=dropout, add_attention=add_attention)

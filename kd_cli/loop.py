@@ -81,7 +81,7 @@ def train_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
             logger.info(f"Resuming training from epoch: {resume_state['epoch']}, iter: {current_iter}.")
         cache = sampler.dataset
         if isinstance(cache, TeacherCache):
-            cache.claim(model.teacher.fingerprint())
+            cache.claim(model.cache_record())
         # nothing is created, and no older run archived, before all that could be refused is built
         _make_folders(opt, resumed=resume_state is not None)
         _write_options(opt, args, opt['path']['experiments_root'])
@@ -351,7 +351,7 @@ def _fill_cache(opt: dict[str, Any], cache: TeacherCache, model: Any) -> None:
     logger.info(f'Teacher cache {cache.folder}: {len(missing)} images to be made on this process, for a training set '
                 f'of {len(cache)}.')
     with _progress_bar(0, len(missing), opt['rank']) as bar:
-        made = cache.fill(missing, lambda lq: model.teacher.generate(lq.to(model.device))[0])
+        made = cache.fill(missing, lambda lq: model.cacheable(lq.to(model.device)))
         for done, _ in enumerate(made, 1):
             bar.update()
             if done == len(missing) or done % -(-len(missing) // 10) == 0:  # in a log file there is no bar

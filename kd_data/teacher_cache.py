@@ -1,7 +1,7 @@
 """A teacher's images of a fixed training set, computed once and read by crop: the folder of `teacher.cache`.
 
 It holds `teacher.json`, which says what made the images, and a `.npy` file for each training image, (sH, sW, C) in half
-precision. The file's name is the hash of the LR image's bytes, so that an image that changes is not served from the
+precision. C is 3, or a multiple of it where the teacher answers with several images, such as a diffusion trajectory. The file's name is the hash of the LR image's bytes, so that an image that changes is not served from the
 file of what it was; the name of the image, its place and its date do not count.
 """
 from __future__ import annotations
@@ -81,7 +81,7 @@ class TeacherCache(Dataset):
         except ValueError:
             raise OptionError(f'`teacher.cache`: `{record}` is damaged. Remove `{self.folder}` to have the images made '
                               'anew, or name another folder.') from None
-        other = ', '.join(key for key in made_by if found.get(key) != made_by[key])
+        other = ', '.join(key for key in {**made_by, **found} if found.get(key) != made_by.get(key))
         if other:
             raise OptionError(f'`teacher.cache`: the images in `{self.folder}` were made with other {other}. '
                               'Name another folder, or remove this one to have them made anew.')

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -111,16 +112,17 @@ class Adversary:
         targets: Features = self.model.teacher.discriminate(images, self.teacher_taps)
         return prediction, 0.5 * self.model.cri_feature_kd_d(features, targets)
 
-    def penalize(self, real_images: Tensor) -> Tensor:
+    def penalize(self, real_images: Tensor, critic: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Adds the gradient of R1, gamma/2 |grad D(y)|^2 times its interval (Mescheder et al. 2018; StyleGAN2).
 
         Args:
             real_images: y, (N, C, H, W).
+            critic: D, by default the student discriminator.
 
         Returns:
             |grad D(y)|^2, the mean over the batch.
         """
         images = real_images.detach().requires_grad_(True)
-        penalty = r1_penalty(self.model.net_d(images), images)
+        penalty = r1_penalty((critic or self.model.net_d)(images), images)
         self.model.runtime.backward(self.r1_weight / 2 * penalty * self.r1_every)
         return penalty.detach()

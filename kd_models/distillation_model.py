@@ -447,6 +447,16 @@ class DistillationModel(ValidatedModel):
         taps = self.teacher_taps if features else None
         step.teacher, step.teacher_features = self.teacher.generate(step.lq, taps, **step.inputs)
 
+    def cacheable(self, lq: Tensor) -> Tensor:
+        """What `teacher.cache` keeps of a whole LR image (1, C, H, W): (1, C', sH, sW), read by crop as `cached`."""
+        assert self.teacher is not None
+        return self.teacher.generate(lq)[0]
+
+    def cache_record(self) -> dict[str, Any]:
+        """What decides it."""
+        assert self.teacher is not None
+        return self.teacher.fingerprint()
+
     def _generator_phase(self, step: Step, iteration: int) -> None:
         if not self._updates_generator(iteration):
             return

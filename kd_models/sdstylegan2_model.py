@@ -51,12 +51,12 @@ class SDStyleGAN2Model(DistillationModel):
     @classmethod
     def complete(cls, opt: dict[str, Any]) -> list[str]:
         """BasicSR's values where the YAML is silent, and a SampleDataset for a validation that has no data."""
-        samples = {'type': 'SampleDataset', 'num_style_feat': get(opt, 'network_g.num_style_feat') or 512}
+        latent = get(opt, 'network_g.num_style_feat') or 512
         datasets = opt.get('datasets') if opt.get('val') and opt.get('is_train', True) else None
         if isinstance(datasets, dict) and not any(str(name).startswith('val') for name in datasets):
             count = opt['val'].get('num_val_samples', GRID)
-            datasets['val'] = {'name': 'samples', 'n': count, 'phase': 'val', 'scale': 1, **samples}
-        complete_unconditional(opt, samples['num_style_feat'])
+            datasets['val'] = {'name': 'samples', 'type': 'SampleDataset', 'n': count, 'phase': 'val', 'scale': 1}
+        complete_unconditional(opt, latent)
         return super().complete(opt)
 
     @classmethod

@@ -33,8 +33,10 @@ class Teacher:
     @staticmethod
     def _frozen(opt: dict[str, Any], label: str, device: torch.device) -> nn.Module:
         net = build_network(opt[f'network_{label}'])
-        path = opt['path']
-        file = path[f'pretrain_network_{label}']
+        path = opt.get('path') or {}
+        file = path.get(f'pretrain_network_{label}')
+        if file is None:  # it came with its weights
+            return net.to(device).eval().requires_grad_(False)
         key = path.get(f'param_key_{label}', 'params_ema' if label == 'g' else 'params')
         get_root_logger().info(f'Loading the teacher {type(net).__name__} from {file}, with param key: [{key}].')
         untrained = checkpoint.load_network(net, file, path.get(f'strict_load_{label}', True), key)

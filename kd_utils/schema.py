@@ -7,7 +7,7 @@ The tables map a key to the kind of its value, a word of `KINDS`, or the allowed
     !train    the key must be there for training
 
 Constructors (networks, losses, optimizers, schedulers, metrics) have no table: their signatures are turned into one.
-A model of this package has a class attribute `losses`. What it does not know is refused; what a model of another
+A model of this package has a class attribute `losses`, and `needs` where it adds to NEEDS. What it does not know is refused; what a model of another
 project may know becomes a warning. Classes extend the tables themselves: a model by `option_keys`, full key -> kind,
 such as `{'train.queue': 'size'}`; a dataset by `option_keys`, key -> kind; a loss by `supplied`, the constructor's
 arguments that come from the model, and `options`, the keys that the model reads.
@@ -260,6 +260,10 @@ ARGUMENTS: Table = {
 ARGUMENTS_OF: dict[str, Table] = {
     **dict.fromkeys(('GCFSR', 'GCFSR_blind', 'GCFSRDiscriminator'), {'out_size': 'power'}),
     'SwinIR': {'img_size': 'number or numbers', 'patch_size': 'number or numbers'},
+    'DenoisingPhaseNet': {'scale': 'size', 'phases': 'size', 'num_block': 'size', 'noise': 'paired|zero',
+                          'seed': 'count', 'sizes': 'list?'},
+    'PhaseDecoder': {'size': 'size'},
+    'PhaseDiscriminators': {'sizes': 'list!'},
     'DiffusionUNet': {'prediction_type': 'epsilon|v_prediction|sample', 'block_out_channels': 'numbers',
                       'scale': 'size', 'size': 'size?', 'steps': 'size', 'timesteps': 'size', 'seed': 'count',
                       'tile': 'count', 'tile_pad': 'count'},
@@ -286,6 +290,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     'ldl': ('train.ema_decay', ),
     'self_distill': ('train.ema_decay', ),
     'response_kd': ('teacher', ),
+    'phase_kd': ('teacher', ),
     'contrastive': ('teacher', ),
     'feature_kd': ('teacher', ),
     'feature_kd_d': ('network_d', 'teacher.network_d'),
@@ -346,6 +351,11 @@ def is_from(packages: Iterable[str], factory: Any) -> bool:
     return str(getattr(factory, '__module__', '')).partition('.')[0] in packages
 
 
+def needs_of(opt: Options) -> dict[str, tuple[str, ...]]:
+    """NEEDS with those that the model's class adds, as `needs`."""
+    return {**NEEDS, **getattr(registered(MODEL_REGISTRY).get(opt.get('model_type', '')), 'needs', {})}
+
+
 def measures_teacher(opt: Options) -> bool:
     """Whether a metric compares with the teacher's images."""
     metrics = get(opt, 'val.metrics')
@@ -355,7 +365,7 @@ def measures_teacher(opt: Options) -> bool:
 def teacher_cache(opt: Options) -> str | None:
     """The folder of the teacher's stored images; None where there is none or no loss reads them."""
     train = opt.get('train') or {}
-    read = any('teacher' in needs and train.get(f'{name}_opt') is not None for name, needs in NEEDS.items())
+    read = any('teacher' in needs and train.get(f'{name}_opt') is not None for name, needs in needs_of(opt).items())
     return get(opt, 'teacher.cache') if read and not is_foreign(opt.get('model_type')) else None
 
 
@@ -605,7 +615,8 @@ class _Checker:
         self.table('teacher.path', path, _path_keys('gd'), self.training)
         self.check_owners('teacher.', teacher)
         for label in 'gd' if self.training or measures_teacher(self.opt) else '':
-            if teacher.get(f'network_{label}') and not path.get(f'pretrain_network_{label}'):
+            network = teacher.get(f'network_{label}')
+            if network and not network.get('pretrained') and not path.get(f'pretrain_network_{label}'):
                 self.doubt(f'`teacher.path.pretrain_network_{label}` is missing, and an untrained network teaches '
                            f'nothing. Name the file with the weights of `teacher.network_{label}`.')
         if self.ours and self.training and teacher.get('cache') is not None:
@@ -910,7 +921,7 @@ class _Rules:
         self.warn_of_idle_adversary(stages)
 
     def check_needs(self, name: str) -> None:
-        for need in NEEDS.get(name, ()):
+        for need in needs_of(self.opt).get(name, ()):
             if not get(self.opt, need):
                 state = 'missing or 0' if need == 'train.ema_decay' else 'missing'
                 self.refuse(f'`train.{name}_opt` needs `{need}`, which is {state}. '
@@ -1000,7 +1011,8 @@ class _Rules:
             used.add('gan')
         if any('feature_kd' in stage['losses'] or 'feature_kd' not in self.configured for stage in trained):
             used.add('feature_kd_d')
-        asked = any(need.startswith('teacher') for name in self.configured for need in NEEDS.get(name, ()))
+        needs = needs_of(self.opt)
+        asked = any(need.startswith('teacher') for name in self.configured for need in needs.get(name, ()))
         asked = asked or any(stage.get('discriminator') == 'teacher' for stage in stages)
         asked = asked or measures_teacher(self.opt)
         self.warnings += [f'`train.{name}_opt` is on in no stage.' for name in self.configured if name not in used]
