@@ -7,6 +7,7 @@ trajectory while training. Features, not images, go from phase to phase. A netwo
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from basicsr.archs.arch_util import ResidualBlockNoBN
@@ -65,6 +66,11 @@ class PhaseChain(nn.Module):
     """
     sizes: list[int]
 
+    @staticmethod
+    def sizes_of(**network_opt: Any) -> list[int]:
+        """`sizes` of the network with these options, without building it."""
+        raise NotImplementedError
+
     def _chain(self, phases: list[nn.Module], widths: list[int], faithful: bool) -> None:
         self.phases = nn.ModuleList(phases)
         self.widths, self.faithful = widths, faithful
@@ -121,11 +127,16 @@ class DenoisingPhaseNet(PhaseChain):
                  num_block: int = 4, noise: str = 'paired', faithful: bool = False, seed: int = 0) -> None:
         super().__init__()
         self.scale, self.noise, self.seed = scale, noise, seed
-        self.sizes = list(sizes or phase_sizes(scale, phases))
+        self.sizes = self.sizes_of(scale=scale, phases=phases, sizes=sizes)
         factors = _factors(self.sizes, phases, scale)
         self.stem = nn.Conv2d(3 + 3 * scale**2, num_feat, 3, 1, 1)
         phase = _published_phase if faithful else _residual_phase
         self._chain([phase(num_feat, num_block, factor) for factor in factors], [num_feat] * phases, faithful)
+
+    @staticmethod
+    def sizes_of(*, scale: int = 4, phases: int = 5, sizes: list | None = None, **others: Any) -> list[int]:
+        """As written, or by default."""
+        return list(sizes or phase_sizes(scale, phases))
 
     def enter(self, lq: Tensor, noise: Tensor | None = None) -> Tensor:
         """Args are lq (N, 3, H, W) in [0, 1] and noise (N, 3, sH, sW)."""
@@ -188,15 +199,19 @@ class PhaseDecoder(PhaseChain):
         super().__init__()
         if size < 8 or size & (size - 1):
             raise OptionError(f'`size` is {size}. Write a power of two from 8 on, such as 256.')
-        count = 2 * int(math.log2(size // 4)) - 1
-        self.sizes = [2**(k // 2 + 1) for k in range(count)]
-        widths = [num_feat * min(2**(k // 2), 8) for k in range(count)]
+        self.sizes = self.sizes_of(size=size)
+        widths = [num_feat * min(2**(k // 2), 8) for k in range(len(self.sizes))]
         phases: list[nn.Module] = []
         for k, (num_in, num_out) in enumerate(zip([3, *widths], widths, strict=False)):
             layers = [_up(num_out if k else num_in, num_out, 2)] if k % 2 == 0 else [_conv(num_out, num_out)]
             phases.append(nn.Sequential(*([_conv(num_in, num_out)] if k else []), *layers) if k != 1
                           else _conv(num_in, num_out))
         self._chain(phases, widths, faithful=True)
+
+    @staticmethod
+    def sizes_of(*, size: int = 256, **others: Any) -> list[int]:
+        """2, 2, 4, 4 ... times the 4 pixels of the noise."""
+        return [2**(k // 2 + 1) for k in range(2 * int(math.log2(size // 4)) - 1)]
 
     def enter(self, lq: Tensor, noise: Tensor | None = None) -> Tensor:
         """The noise as (N, 3, 4, 4); `lq` is that, (N, 48), or a teacher's x_T of any side, (N, 3 * side * side)."""

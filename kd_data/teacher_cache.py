@@ -1,8 +1,9 @@
 """A teacher's images of a fixed training set, computed once and read by crop: the folder of `teacher.cache`.
 
 It holds `teacher.json`, which says what made the images, and a `.npy` file for each training image, (sH, sW, C) in half
-precision. C is 3, or a multiple of it where the teacher answers with several images, such as a diffusion trajectory. The file's name is the hash of the LR image's bytes, so that an image that changes is not served from the
-file of what it was; the name of the image, its place and its date do not count.
+precision. C is 3, or a multiple of it where the teacher answers with several images, such as a diffusion trajectory.
+The file's name is the hash of the LR image's bytes, so that an image that changes is not served from the file of what
+it was; the name of the image, its place and its date do not count.
 """
 from __future__ import annotations
 

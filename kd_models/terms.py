@@ -196,7 +196,6 @@ class DiffusionTerm(Term):
 
 class PhaseKDTerm(DiffusionTerm):
     """l_g_phase_kd: the images of a student's phases against the states that its diffusion teacher passes through."""
-    needs = frozenset({'teacher'})
     default_type = 'L1Loss'
 
 

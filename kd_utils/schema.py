@@ -7,10 +7,10 @@ The tables map a key to the kind of its value, a word of `KINDS`, or the allowed
     !train    the key must be there for training
 
 Constructors (networks, losses, optimizers, schedulers, metrics) have no table: their signatures are turned into one.
-A model of this package has a class attribute `losses`, and `needs` where it adds to NEEDS. What it does not know is refused; what a model of another
+A model of this package has a class attribute `losses`. What it does not know is refused; what a model of another
 project may know becomes a warning. Classes extend the tables themselves: a model by `option_keys`, full key -> kind,
-such as `{'train.queue': 'size'}`; a dataset by `option_keys`, key -> kind; a loss by `supplied`, the constructor's
-arguments that come from the model, and `options`, the keys that the model reads.
+such as `{'train.queue': 'size'}`, and by `needs`, like NEEDS; a dataset by `option_keys`, key -> kind; a loss by
+`supplied`, the constructor's arguments that come from the model, and `options`, the keys that the model reads.
 """
 from __future__ import annotations
 

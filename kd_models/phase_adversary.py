@@ -1,0 +1,106 @@
+"""The discriminators of Adv-KD: one for each phase, on the teacher's states against the student's images."""
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kd_models.adversary import Adversary
+from kd_models.step import Step
+
+if TYPE_CHECKING:
+    from kd_models.advkd_model import AdvKDModel
+
+Critic = Callable[[Tensor], Tensor]
+
+
+def gradient_penalty(critic: Critic, real: Tensor, fake: Tensor) -> Tensor:
+    """GP = mean_b (|grad_x D(x)|_2 - 1)^2 with x = a y + (1 - a) s, a ~ U(0, 1) per image (Gulrajani et al. 2017).
+
+    The norm is over all of an image; BasicSR's `gradient_penalty_loss` has one norm over the channels of each pixel.
+
+    Args:
+        critic: D, from images to logits.
+        real: y, (N, C, H, W).
+        fake: s, (N, C, H, W).
+    """
+    share = torch.rand(len(real), 1, 1, 1, device=real.device)
+    mixed = (share * real + (1 - share) * fake).requires_grad_(True)
+    slopes, = torch.autograd.grad(critic(mixed).sum(), mixed, create_graph=True)
+    return (slopes.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+class PhaseAdversary(Adversary):
+    """L_S = sum_k softplus(-D_k(s_k, c)), L_D = sum_k softplus(-D_k(Y_k, c)) + softplus(D_k(s_k, c)) + penalties.
+
+    The phases are those of `step.pairs`; c is what `AdvKDModel.condition_of_d` says.
+
+    Args:
+        model: The model.
+        relativistic: Not there for phases.
+    """
+
+    def __init__(self, model: AdvKDModel, relativistic: bool) -> None:
+        super().__init__(model, relativistic)
+        train_opt = model.opt['train']
+        self.gp_weight = train_opt.get('gp_reg_weight', 0)
+        self.weight_clip = train_opt.get('weight_clip', 0)
+
+    def _critics(self, step: Step) -> dict[int, Critic]:
+        """D_k(., c) by phase."""
+        net_d, condition = self.model.net_d, self.model.condition_of_d(step)  # type: ignore[attr-defined]
+
+        def critic(phase: int) -> Critic:
+            return lambda images: net_d(images, **condition, phase=phase)
+
+        return {phase: critic(phase) for phase in step.pairs}
+
+    def generator_loss(self, step: Step) -> Tensor:
+        """The sum over the phases that are on."""
+        critics = self._critics(step)
+        losses = [self.model.cri_gan(critics[phase](image), True, is_disc=False)
+                  for phase, (image, _) in step.pairs.items()]
+        return torch.stack(losses).sum()
+
+    def update_discriminator(self, step: Step, iteration: int, distill: bool) -> OrderedDict[str, Tensor]:
+        """One update of the discriminators of the phases that are on; see the base."""
+        model, critics = self.model, self._critics(step)
+        model.optimizer_d.zero_grad()
+        logs: OrderedDict[str, Any] = OrderedDict()
+        real_logits, fake_logits = [], []
+        for phase, (image, wanted) in step.pairs.items():
+            real, fake = critics[phase](wanted), critics[phase](image.detach())
+            l_d_real, l_d_fake = model.cri_gan(real, True, is_disc=True), model.cri_gan(fake, False, is_disc=True)
+            model.runtime.backward(l_d_real + l_d_fake)
+            losses = {'l_d_real': l_d_real.detach(), 'l_d_fake': l_d_fake.detach(),
+                      **self._penalties(critics[phase], wanted, image.detach(), iteration)}
+            for name, value in losses.items():
+                logs[name] = logs.get(name, 0) + value
+            real_logits.append(real.detach().flatten())
+            fake_logits.append(fake.detach().flatten())
+        model.runtime.step(model.optimizer_d)
+        self._clip(step)
+        self.judged = torch.cat(real_logits), torch.cat(fake_logits)
+        logs.update(out_d_real=self.judged[0].mean(), out_d_fake=self.judged[1].mean())
+        return logs
+
+    def _penalties(self, critic: Critic, real: Tensor, fake: Tensor, iteration: int) -> dict[str, Tensor]:
+        logs = {}
+        if self.gp_weight:
+            penalty = gradient_penalty(critic, real, fake)
+            self.model.runtime.backward(self.gp_weight * penalty)
+            logs['l_d_gp'] = penalty.detach()
+        if self.r1_weight and iteration % self.r1_every == 0:
+            logs['l_d_r1'] = self.penalize(real, critic)
+        return logs
+
+    @torch.no_grad()
+    def _clip(self, step: Step) -> None:
+        """Clamps the weights of the discriminators just updated (Arjovsky et al. 2017)."""
+        if self.weight_clip:
+            for phase in step.pairs:
+                for p in self.model.net_d[phase].parameters():
+                    p.clamp_(-self.weight_clip, self.weight_clip)
