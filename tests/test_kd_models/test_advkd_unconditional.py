@@ -1,0 +1,141 @@
+"""Adv-KD as published, from noise to images: the networks' sizes, the noise, a teacher trained here or by diffusers."""
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from basicsr.archs import build_network
+from basicsr.models import build_model
+
+from kd_arch.denoising_phase_arch import squeeze
+from kd_cli.loop import test_pipeline as run_test
+from kd_cli.loop import train_pipeline
+from kd_cli.prepare import main as prepare
+from kd_models.advkd_model import AdvKDModel
+from kd_models.distillation_model import DistillationModel
+from kd_utils.options import OptionError, check_options
+from tests.support import model_options, save_teacher, write_yaml
+
+SIZE = 16
+TEACHER = {'type': 'DiffusionUNet', 'size': SIZE, 'block_out_channels': [8, 16], 'layers_per_block': 1,
+           'norm_num_groups': 4, 'timesteps': 40, 'steps': 2}
+STUDENT = {'type': 'PhaseDecoder', 'size': SIZE, 'num_feat': 4}
+SAMPLES = {'name': 'noise', 'type': 'SampleDataset', 'n': 6}
+LOADER = {'num_worker_per_gpu': 0, 'batch_size_per_gpu': 3, 'dataset_enlarge_ratio': 1, 'prefetch_mode': None}
+TRAIN = {'scheduler': {'type': 'MultiStepLR', 'milestones': [100], 'gamma': 0.5}, 'total_iter': 6, 'warmup_iter': -1}
+
+
+def count(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+def test_the_published_networks():
+    """Parameters of the published code: 1.72 M deployed, 2.43 M in training, discriminators of 0.12 M to 1.27 M."""
+    net = build_network({'type': 'PhaseDecoder'})
+    assert count(net) == 1_721_235 and count(net) + count(net.phase_heads()) == 2_429_937
+    assert [4 * size for size in net.sizes] == [8, 8, 16, 16, 32, 32, 64, 64, 128, 128, 256]
+    critics = build_network({'type': 'PhaseDiscriminators', 'sizes': [8, 256], 'num_feat': 32, 'faithful': True,
+                             'conditional': False})
+    assert [count(critic) for critic in critics] == [119_937, 1_268_545]
+
+
+def test_the_noise_stays_standard_normal():
+    noise = torch.randn(2000, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    small = squeeze(noise)
+    assert small.shape[-1] == 4 and small.std() == pytest.approx(1, abs=0.01)
+    torch.testing.assert_close(small[0, 0, 0, 0], noise[0, 0, :8, :8].mean() * 8)
+
+
+def test_deployment_takes_the_4x4_noise_itself():
+    net = build_network(dict(STUDENT)).eval()
+    noise = torch.randn(2, 3 * SIZE**2)
+    small = squeeze(noise.view(2, 3, SIZE, SIZE)).flatten(1)
+    torch.testing.assert_close(net(noise), net(small))
+    assert net(small).shape == (2, 3, SIZE, SIZE)
+
+
+def test_a_size_that_is_no_power_of_two():
+    with pytest.raises(OptionError, match='`size` is 24. Write a power of two'):
+        build_network({**STUDENT, 'size': 24})
+
+
+def student_options(folder, teacher, **train_opt):
+    opt = model_options(folder, {'pixel_opt': None, 'preset': 'faithful', 'optim_g': {'type': 'Adam', 'lr': 1e-3},
+                                 **train_opt}, model_type='AdvKDModel', network_g=dict(STUDENT), teacher=teacher)
+    opt['datasets'] = {'train': {**SAMPLES, **LOADER, 'phase': 'train'}}
+    del opt['scale']
+    return opt
+
+
+def pipeline(folder):
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+    unet = UNet2DModel(sample_size=SIZE, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1,
+                       down_block_types=('DownBlock2D', ) * 2, up_block_types=('UpBlock2D', ) * 2)
+    DDPMPipeline(unet, DDPMScheduler(1000)).save_pretrained(folder)
+    return unet
+
+
+def test_a_pipeline_of_diffusers_teaches(tmp_path):
+    """Its folder brings U-Net, schedule, prediction type and size; states are those of its own DDIM."""
+    unet = pipeline(tmp_path / 'ddpm').eval()
+    teacher = {'network_g': {'type': 'DiffusionUNet', 'pretrained': str(tmp_path / 'ddpm'), 'steps': 2}, 'path': {}}
+    opt = student_options(tmp_path, teacher)
+    AdvKDModel.complete(opt)
+    assert check_options(opt, DistillationModel.losses) == []
+    model = build_model(opt)
+    net = model.teacher.net_g
+    assert net.size == SIZE and net.timesteps == 1000 and net.sampler.scheduler.config.prediction_type == 'epsilon'
+    model.feed_data({'lq': torch.randn(3, 3 * SIZE**2)})
+    model.optimize_parameters(1)
+    noise = model.drawn['noise']
+    with torch.no_grad():
+        eps = unet(noise, 999).sample
+    abar = net.sampler.scheduler.alphas_cumprod
+    x0 = ((noise - (1 - abar[999]).sqrt() * eps) / abar[999].sqrt()).clamp(-1, 1)
+    expected = abar[499].sqrt() * x0 + (1 - abar[499]).sqrt() * eps
+    torch.testing.assert_close(model.drawn['states'][:, 1], expected.clamp(-1, 1), atol=1e-4, rtol=1e-4)
+    assert model.taps == [0, 1, 2] and torch.equal(model.drawn['states'][:, 0], noise.clamp(-1, 1))
+
+
+def test_a_teacher_of_another_size_is_refused(tmp_path):
+    teacher = save_teacher(tmp_path, {**TEACHER, 'size': 8})
+    with pytest.raises(OptionError, match='teacher'):
+        build_model(student_options(tmp_path, teacher))
+
+
+@pytest.fixture
+def lmdb(tmp_path):
+    folder = tmp_path / 'real'
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        cv2.imwrite(str(folder / f'{i}.png'), rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8))
+    prepare(['lmdb', str(folder), str(tmp_path / 'real.lmdb')])
+    return tmp_path
+
+
+def test_through_the_loop(lmdb, monkeypatch):
+    """A small teacher trained here, its student, and samples of both from the same noise."""
+    monkeypatch.chdir(lmdb)
+    common = {'num_gpu': 0, 'manual_seed': 0,
+              'logger': {'print_freq': 1, 'save_checkpoint_freq': 100, 'use_tb_logger': False}}
+    real = {'name': 'real', 'type': 'FFHQDataset', 'dataroot_gt': str(lmdb / 'real.lmdb'), 'use_hflip': True,
+            'io_backend': {'type': 'lmdb'}, 'mean': [0, 0, 0], 'std': [1, 1, 1], **LOADER}
+    adam = {'type': 'Adam', 'lr': 1e-3}
+    teacher = {'name': 'teacher', 'model_type': 'DiffusionSRModel', **common, 'datasets': {'train': real},
+               'network_g': TEACHER, 'train': {**TRAIN, 'optim_g': adam}}
+    train_pipeline(str(lmdb), ['-opt', str(write_yaml(lmdb / 'teacher.yml', teacher))])
+    section = {'network_g': TEACHER, 'path': {'pretrain_network_g': 'experiments/teacher/models/net_g_latest.pth'}}
+    student = {'name': 'student', 'model_type': 'AdvKDModel', **common, 'teacher': section, 'network_g': STUDENT,
+               'datasets': {'train': {**SAMPLES, **LOADER}, 'val': {**SAMPLES, 'name': 'val', 'seed': 1}},
+               'train': {**TRAIN, 'preset': 'faithful'}, 'val': {'val_freq': 6, 'save_img': False}}
+    train_pipeline(str(lmdb), ['-opt', str(write_yaml(lmdb / 'student.yml', student))])
+    for name, network in (('teacher', TEACHER), ('student', STUDENT)):
+        test = {'name': name, 'model_type': 'DiffusionSRModel' if name == 'teacher' else 'AdvKDModel', 'num_gpu': 0,
+                'datasets': {'test_1': SAMPLES}, 'network_g': network, 'val': {'save_img': True, 'metrics': {
+                    'rfid': {'type': 'RandomFID', 'real': str(lmdb / 'real'), 'better': 'lower'}}},
+                'path': {'pretrain_network_g': f'experiments/{name}/models/net_g_latest.pth'}}
+        run_test(str(lmdb), ['-opt', str(write_yaml(lmdb / 'test.yml', test))])
+        assert len(list((lmdb / f'results/{name}/visualization/noise').glob('*.png'))) == 6
+        assert json.loads((lmdb / f'results/{name}/metrics_noise.json').read_text())['mean']['rfid'] > 0
