@@ -223,11 +223,12 @@ class PhaseDecoder(PhaseChain):
         return image / 2 + 0.5
 
 
-class _PatchDiscriminator(nn.Sequential):
+class _PatchDiscriminator(nn.Module):
     """Logits of patches; no batch normalisation, which a penalty on single images' gradients does not go with."""
 
     def __init__(self, num_in: int, num_feat: int) -> None:
-        super().__init__(
+        super().__init__()
+        self.image = nn.Sequential(
             nn.Conv2d(num_in, num_feat, 3, 1, 1), nn.LeakyReLU(0.2, True),
             nn.Conv2d(num_feat, 2 * num_feat, 4, 2, 1), nn.LeakyReLU(0.2, True),
             nn.Conv2d(2 * num_feat, 4 * num_feat, 4, 2, 1), nn.LeakyReLU(0.2, True),
@@ -235,7 +236,7 @@ class _PatchDiscriminator(nn.Sequential):
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
         """(N, 1, H/4, W/4); the noise is not looked at."""
-        return super().forward(images)
+        return self.image(images)
 
 
 class _GlobalDiscriminator(nn.Module):

@@ -39,8 +39,8 @@ PRESETS: dict[str, dict[str, Any]] = {
                  'optim_g': {'type': 'Adam', 'lr': 1e-4, 'betas': [0.5, 0.999]}},
 }
 # The same for discriminators, with `gan_opt`.
-PENALTIES = {'practical': {'r1_reg_weight': 1, 'net_d_reg_every': 16},
-             'faithful': {'gp_reg_weight': 10, 'weight_clip': 0.1}}
+PENALTIES: dict[str, dict[str, Any]] = {'practical': {'r1_reg_weight': 1, 'net_d_reg_every': 16},
+                                        'faithful': {'gp_reg_weight': 10, 'weight_clip': 0.1}}
 LOSSES = ('pixel', 'perceptual', 'gan', 'response_kd', 'contrastive', 'phase_kd')
 
 
@@ -98,7 +98,7 @@ class AdvKDModel(OptionallyUnconditionalModel):
             train_opt.setdefault(key, value)
         train_opt.setdefault('optim_d', deepcopy(train_opt.get('optim_g')))
         faithful = preset == 'faithful'
-        network_d = {'type': 'PhaseDiscriminators', 'num_feat': 32 if faithful else 64, 'faithful': faithful}
+        network_d: Any = {'type': 'PhaseDiscriminators', 'num_feat': 32 if faithful else 64, 'faithful': faithful}
         network_d = opt.setdefault('network_d', network_d)
         if isinstance(network_d, dict) and network_d.get('type') == 'PhaseDiscriminators':
             side, sizes = _lq_side(opt), _sizes(opt)
@@ -194,7 +194,7 @@ class AdvKDModel(OptionallyUnconditionalModel):
         assert self.drawn is not None
         net, phases = self.net_g, self._phases()
         maps = net.features(net.enter(step.lq, self.drawn['noise']), phases[-1])
-        heads = [*self.aux['phase_heads'], net.head]
+        heads = [*self.aux['phase_heads'].children(), net.head]
         images = {k: heads[k](maps[k]) for k in phases}
         if phases[-1] == len(heads) - 1:
             step.output = net.finish(images[phases[-1]], step.lq)
