@@ -161,7 +161,8 @@ class AdvKDModel(OptionallyUnconditionalModel):
             noise = self.lq.view(-1, 3, self.size, self.size) if self.size else torch.randn_like(self.gt)
             states = self._states(noise, self.diffusion.condition(self.lq))
         gt = states[:, -1] / 2 + 0.5 if self.size else self.gt
-        return {'lq': self.lq, 'gt': gt, 'noise': noise, 'states': states}
+        drawn = {'lq': self.lq, 'gt': gt, 'noise': noise, 'states': states}
+        return drawn if self.sources is None else {**drawn, 'sources': self.sources}
 
     def cacheable(self, lq: Tensor) -> Tensor:
         """Noise and states of a whole LR image, (1, 3 (K + 1), sH, sW); the noise is a function of the image."""
@@ -181,7 +182,7 @@ class AdvKDModel(OptionallyUnconditionalModel):
         """The base's iteration on a trajectory of the teacher, which `traj_reuse` iterations share."""
         if self.drawn is None or (current_iter - 1) % self.traj_reuse == 0:
             self.drawn = self._draw()
-        self.lq, self.gt = self.drawn['lq'], self.drawn['gt']
+        self.lq, self.gt, self.sources = self.drawn['lq'], self.drawn['gt'], self.drawn.get('sources')
         super().optimize_parameters(current_iter)
 
     def _phases(self) -> range:

@@ -83,8 +83,9 @@ class PhaseAdversary(Adversary):
             fake_logits.append(fake.detach().flatten())
         model.runtime.step(model.optimizer_d)
         self._clip(step)
-        self.judged = torch.cat(real_logits), torch.cat(fake_logits)
-        logs.update(out_d_real=self.judged[0].mean(), out_d_fake=self.judged[1].mean())
+        real, fake = torch.cat(real_logits), torch.cat(fake_logits)
+        self._remember(real, fake)
+        logs.update(out_d_real=real.mean(), out_d_fake=fake.mean())
         return logs
 
     def _penalties(self, critic: Critic, real: Tensor, fake: Tensor, iteration: int) -> dict[str, Tensor]:
