@@ -121,9 +121,9 @@ class DiffusionUNet(nn.Module):
         output = self.unet(pad_to_multiple(inputs, self.multiple), t).sample
         return output[..., :x.shape[-2], :x.shape[-1]]
 
-    def trajectory(self, noise: Tensor, condition: Tensor | None) -> Trajectory:
-        """The S steps from `noise` (N, 3, H, W) to an image."""
-        return self.sampler(lambda x, t: self.predict(x, t, condition), noise)
+    def trajectory(self, noise: Tensor, condition: Tensor | None, last: int | None = None) -> Trajectory:
+        """The S steps from `noise` (N, 3, H, W) to an image, or the first `last` of them."""
+        return self.sampler(lambda x, t: self.predict(x, t, condition), noise, last)
 
     def forward(self, lq: Tensor) -> Tensor:
         """Samples images in [0, 1].

@@ -13,7 +13,7 @@ from kd_utils.options import OptionError
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The way from noise to an image in S steps; tensors are (N, C, H, W).
+    """The way from noise to an image in S steps, or its beginning; tensors are (N, C, H, W).
 
     Attributes:
         states: X_0, the noise, to X_S, the image; S + 1 tensors.
@@ -51,10 +51,17 @@ class Sampler:
         self.steps = steps
 
     @torch.no_grad()
-    def __call__(self, predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor) -> Trajectory:
-        """The trajectory that begins at `noise` (N, C, H, W); `predict` is called S times with (x_t, t)."""
+    def __call__(self, predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor,
+                 last: int | None = None) -> Trajectory:
+        """The trajectory that begins at `noise` (N, C, H, W); `predict` is called with (x_t, t).
+
+        Args:
+            predict: The network, one call for each step.
+            noise: X_0.
+            last: The number of the state to end with, S by default.
+        """
         states, estimates = [noise], []
-        for t in self.scheduler.timesteps:
+        for t in self.scheduler.timesteps[:last]:
             step = self.scheduler.step(predict(states[-1], t), t, states[-1])
             states.append(step.prev_sample)
             estimates.append(step.pred_original_sample)

@@ -147,19 +147,20 @@ class AdvKDModel(OptionallyUnconditionalModel):
     # ---------------------------------------------------------------- the teacher's trajectories
 
     @torch.no_grad()
-    def _states(self, noise: Tensor, condition: Tensor | None) -> Tensor:
-        """What the phases are to learn, in full size and [-1, 1], (N, K, 3, H, W)."""
-        way = self.diffusion.trajectory(noise, condition)
+    def _states(self, noise: Tensor, condition: Tensor | None, phases: int) -> Tensor:
+        """What the first `phases` phases are to learn, in full size and [-1, 1], (N, phases, 3, H, W)."""
+        taps = self.taps[:phases]
+        way = self.diffusion.trajectory(noise, condition, taps[-1])
         states = way.states if self.target == 'xt' else [noise, *way.estimates]
-        return torch.stack([states[j] for j in self.taps], 1).clamp(-1, 1)
+        return torch.stack([states[j] for j in taps], 1).clamp(-1, 1)
 
-    def _draw(self) -> dict[str, Tensor]:
-        """This batch's noise and states, by the teacher or from its cache."""
+    def _draw(self, phases: int) -> dict[str, Tensor]:
+        """This batch's noise and, for the first `phases` phases, states, by the teacher or from its cache."""
         if self.cached is not None:
             noise, states = _unpack(self.cached.to(self.device))
         else:
             noise = self.lq.view(-1, 3, self.size, self.size) if self.size else torch.randn_like(self.gt)
-            states = self._states(noise, self.diffusion.condition(self.lq))
+            states = self._states(noise, self.diffusion.condition(self.lq), phases)
         gt = states[:, -1] / 2 + 0.5 if self.size else self.gt
         drawn = {'lq': self.lq, 'gt': gt, 'noise': noise, 'states': states}
         return drawn if self.sources is None else {**drawn, 'sources': self.sources}
@@ -170,7 +171,7 @@ class AdvKDModel(OptionallyUnconditionalModel):
         assert condition is not None
         generator = torch.Generator().manual_seed(zlib.crc32(lq.cpu().numpy().tobytes()) + self.diffusion.seed)
         noise = torch.randn(condition.shape, generator=generator).to(lq)
-        return torch.cat((noise, self._states(noise, condition).flatten(1, 2)), 1)
+        return torch.cat((noise, self._states(noise, condition, len(self.taps)).flatten(1, 2)), 1)
 
     def cache_record(self) -> dict[str, Any]:
         """The teacher, its sampler and seed, which are options of its network, and which states are kept."""
@@ -180,9 +181,12 @@ class AdvKDModel(OptionallyUnconditionalModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         """The base's iteration on a trajectory of the teacher, which `traj_reuse` iterations share."""
-        if self.drawn is None or (current_iter - 1) % self.traj_reuse == 0:
-            self.drawn = self._draw()
-        self.lq, self.gt, self.sources = self.drawn['lq'], self.drawn['gt'], self.drawn.get('sources')
+        phases = self.stages.at(current_iter).phase or len(self.taps)
+        drawn = self.drawn
+        # a student that has just grown needs a longer one
+        if drawn is None or (current_iter - 1) % self.traj_reuse == 0 or drawn['states'].shape[1] < phases:
+            drawn = self.drawn = self._draw(phases)
+        self.lq, self.gt, self.sources = drawn['lq'], drawn['gt'], drawn.get('sources')
         super().optimize_parameters(current_iter)
 
     def _phases(self) -> range:

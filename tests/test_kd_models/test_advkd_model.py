@@ -185,6 +185,7 @@ def test_the_faithful_preset(tmp_path):
         (k, k, ('gan', ), 'fresh') for k in range(1, 6)]
     assert model.taps == [0, 1, 2, 3, 4]
     logs = run(model, batches(3))
+    assert model.drawn['states'].shape[1] == 2  # phase 2 of iterations 2 and 3: X_0, X_1 by one step of the teacher
     assert {'l_g_gan', 'l_d_real', 'l_d_fake', 'l_d_gp', 'stage'} <= set(logs[0]) and 'l_g_phase_kd' not in logs[0]
     for discriminator in list(model.net_d)[:2]:
         assert max(float(p.abs().max()) for p in discriminator.parameters()) <= 0.1 + 1e-6
@@ -197,13 +198,21 @@ def test_the_clip_is_a_switch(tmp_path):
     assert max(float(p.abs().max()) for p in model.net_d[0].parameters()) > 0.5
 
 
+def test_a_student_that_grows_gets_a_longer_trajectory(tmp_path):
+    """Even where the one before is not used up."""
+    model = build_model(faithful_options(tmp_path, {'total_iter': 15, 'traj_reuse': 100}))
+    data = batches(4)
+    run(model, data)
+    assert model.drawn['states'].shape[1] == 3 and torch.equal(model.drawn['lq'], data[3]['lq'])
+
+
 def test_a_trajectory_is_used_more_than_once(tmp_path, monkeypatch):
     model = build_model(options(tmp_path, {'traj_reuse': 2}))
     calls, draw = [], model._draw
-    monkeypatch.setattr(model, '_draw', lambda: (calls.append(1), draw())[1])
+    monkeypatch.setattr(model, '_draw', lambda phases: (calls.append(phases), draw(phases))[1])
     data = batches(5)
     run(model, data)
-    assert len(calls) == 3
+    assert calls == [3, 3, 3]
     assert torch.equal(model.lq, data[4]['lq'])
     run(model, data[:1], 6)
     assert torch.equal(model.lq, data[4]['lq'])
@@ -314,7 +323,7 @@ def test_a_crop_of_the_cache_is_noise_and_states_of_the_same_place(tmp_path, ima
     item = cache[0]
     assert item['teacher'].shape == (12, 32, 32)
     model.feed_data({name: value[None] for name, value in item.items() if torch.is_tensor(value)})
-    drawn = model._draw()
+    drawn = model._draw(3)
     assert drawn['noise'].shape == (1, 3, 32, 32) and drawn['states'].shape == (1, 3, 3, 32, 32)
     assert drawn['noise'].std() == pytest.approx(1, abs=0.1) and drawn['states'].abs().max() <= 1
     whole = build_dataset({**opt, 'phase': 'val'})[0]['lq'][None]
