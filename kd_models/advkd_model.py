@@ -186,6 +186,8 @@ class AdvKDModel(OptionallyUnconditionalModel):
         # a student that has just grown needs a longer one
         if drawn is None or (current_iter - 1) % self.traj_reuse == 0 or drawn['states'].shape[1] < phases:
             drawn = self.drawn = self._draw(phases)
+        else:
+            self.gt_usm = None  # of the batch that is left out
         self.lq, self.gt, self.sources = drawn['lq'], drawn['gt'], drawn.get('sources')
         super().optimize_parameters(current_iter)
 
