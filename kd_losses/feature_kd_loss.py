@@ -60,5 +60,5 @@ def _mlp(c_student: int, c_teacher: int, hidden: str | int) -> nn.Sequential:
     named = {'teacher': c_teacher, 'student': c_student}
     c_hidden = named.get(hidden, hidden) if isinstance(hidden, str) else hidden
     if not isinstance(c_hidden, int) or isinstance(c_hidden, bool) or c_hidden < 1:
-        raise OptionError(f'MLPFeatureLoss has `hidden: {hidden}`. Write `teacher`, `student` or a number of channels.')
+        raise OptionError(f'MLPFeatureLoss: hidden is `{hidden}`. Write `teacher`, `student` or a number of channels.')
     return nn.Sequential(nn.Conv2d(c_student, c_hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(c_hidden, c_teacher, 1))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from kd_models.probe import Probe, probe
 from kd_utils.options import OptionError
+from kd_utils.schema import get
 
 if TYPE_CHECKING:
     from kd_models.distillation_model import DistillationModel
@@ -33,7 +34,11 @@ def measure_networks(model: DistillationModel) -> dict[str, Probe]:
 
 
 def _check_training_images(model: DistillationModel) -> None:
-    """Student and teacher get the same images."""
+    """Student and teacher get the same images, of as many channels as they take."""
+    channels = model.lq_size()[1]
+    if get(model.opt, 'datasets.train.color') == 'y' and channels != 1:
+        raise OptionError(f'`datasets.train.color: y` gives images of one channel, and `network_g` takes {channels}. '
+                          'Take `color` out, or set the channels of the network to 1.')
     model.adapter.check_training(model.net_g, model.opt, 'network_g')
     if model.teacher is None:
         return
@@ -63,6 +68,8 @@ def trained_and_frozen(model: DistillationModel) -> str:
     if not any(stage.losses for stage in model.stages):
         del counts['net_g']
         frozen.append('net_g')
+    if model.net_d is not None and 'net_d' not in counts:
+        frozen.append('net_d, which nothing trains')
     trained = ', '.join(f'{name} {count}' for name, count in counts.items())
     return f'Trained tensors: {trained}. Frozen: {", ".join(frozen) or "none"}.'
 

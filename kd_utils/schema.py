@@ -818,8 +818,6 @@ class _Checker:
             if keys:
                 self.refuse(f'`{keys[0]}` degrades the images of a RealESRGANDataset, but `{key}` is a {name} with LR '
                             'images of its own. Write `high_order_degradation: false`, or take these keys out.')
-        if dataset.get('color') == 'y' and self.ours:
-            self.check_channels(key)
         if training:
             self.check_prefetch(key, dataset)
         if training and table is not None:
@@ -829,15 +827,6 @@ class _Checker:
         if dataset.get('persistent_workers') and not (training and dataset.get('num_worker_per_gpu')):
             self.refuse(f'`{key}.persistent_workers` needs workers, and there are none'
                         f'{"" if training else " in validation"}. Set `{key}.persistent_workers` to false.')
-
-    def check_channels(self, key: str) -> None:
-        """Networks that take the one channel of `color: y`."""
-        names = ('num_in_ch', 'in_chans', 'in_channels')
-        for network in ('network_g', 'teacher.network_g'):
-            channels = next((found for name in names if (found := get(self.opt, f'{network}.{name}')) is not None), 1)
-            if channels != 1:
-                self.refuse(f'`{key}.color: y` gives images of one channel, and `{network}` takes {channels}. '
-                            'Take `color` out, or set the channels of the network to 1.')
 
     def check_degradation(self, key: str, dataset: Options) -> None:
         if 'meta_info' not in dataset and get(dataset, 'io_backend.type') != 'lmdb':
@@ -998,9 +987,9 @@ class _Rules:
     def check_turns(self, stages: dict[str, Options]) -> None:
         """While the discriminator is trained, these keys leave the generator only some of the iterations."""
         total = int(self.train['total_iter'])
-        for key, most in (('net_d_iters', total), ('net_d_init_iters', total - 1)):
+        for key in ('net_d_iters', 'net_d_init_iters'):
             both = any(stage['losses'] and self._trains_d(stage) for stage in stages.values())
-            if both and self.train.get(key, 0) > most:
+            if both and self.train.get(key, 0) >= total:
                 self.refuse(f'`train.{key}` is {self.train[key]} of {total} iterations, so the generator would never '
                             'learn while the discriminator does. Write a smaller number.')
 
@@ -1031,8 +1020,6 @@ class _Rules:
             if stage.get('discriminator') == 'teacher' and 'gan' not in stage['losses']:
                 self.warnings.append(f'`{key}.discriminator: teacher` is of no use without `gan` in `{key}.losses`.')
         if not any(self._trains_d(stage) or 'gan' in stage['losses'] for stage in stages.values()):
-            if self.opt.get('network_d'):
-                self.warnings.append('`network_d` is of no use: there is no `gan`, and no discriminator is trained.')
             self.warnings += [f'`train.{key}` is of no use: there is no `gan`, and no discriminator is trained.'
                               for key in ADVERSARIAL_KEYS if key in self.train]
 

@@ -9,6 +9,7 @@ from basicsr.models import build_model
 from basicsr.utils import get_root_logger
 
 from kd_models.distillation_model import DistillationModel
+from kd_models.report import trained_and_frozen
 from kd_utils.options import OptionError
 from tests.support import (
     EDSR,
@@ -375,7 +376,19 @@ def test_what_does_not_fit_is_refused_at_construction(tmp_path, change, message)
 
 def test_losses_are_registered_by_name():
     assert set(DistillationModel.losses) == {'pixel', 'ldl', 'perceptual', 'gan', 'response_kd', 'feature_kd',
-                                             'contrastive'}
+                                             'contrastive', 'self_distill'}
+
+
+def test_images_of_one_channel_for_a_network_of_three_are_refused(tmp_path):
+    options = model_options(tmp_path)
+    options['datasets']['train']['color'] = 'y'
+    with pytest.raises(OptionError, match='gives images of one channel, and `network_g` takes 3'):
+        build_model(options)
+
+
+def test_a_discriminator_that_nothing_trains_is_said(tmp_path):
+    model = build_model(gan_options(tmp_path, {'gan_opt': None, 'optim_d': None}))
+    assert trained_and_frozen(model).endswith('Frozen: net_d, which nothing trains.')
 
 
 @pytest.mark.parametrize('train_opt, message', [
