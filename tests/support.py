@@ -6,6 +6,7 @@ from copy import deepcopy
 import torch
 import yaml
 from basicsr.archs import build_network
+from torch import nn
 
 EDSR = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2, 'upscale': 2}
 TEACHER = {**EDSR, 'num_feat': 12, 'num_block': 4}
@@ -41,6 +42,17 @@ def face_batches(count: int) -> list[dict]:
     """Random enlarged faces and ground truths in [-1, 1], of several scales."""
     return [{'lq': item['lq'] * 2 - 1, 'gt': item['gt'] * 2 - 1, 'scale': torch.tensor([[8.], [2.]])}
             for item in batches(count, size=32, scale=1)]
+
+
+class WithBatchNorm(nn.Module):
+    """A generator x2 with statistics in its buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.PixelShuffle(2))
+
+    def forward(self, x):
+        return self.net(x)
 
 
 def save_teacher(folder, network_g=None, network_d=None) -> dict:

@@ -6,7 +6,6 @@ import torch
 from basicsr.archs import build_network
 from basicsr.models import build_model
 from basicsr.utils.registry import ARCH_REGISTRY
-from torch import nn
 
 from kd_cli.loop import train_pipeline
 from kd_models.report import trained_and_frozen
@@ -16,6 +15,7 @@ from tests.support import (
     EDSR,
     TEACHER,
     UNET,
+    WithBatchNorm,
     assert_equal_weights,
     batches,
     gan_options,
@@ -156,16 +156,6 @@ def test_other_stages_on_resume_are_said(tmp_path, warnings_logged):
 def test_stages_that_cannot_be_made(tmp_path, change, message):
     with pytest.raises(OptionError, match=message):
         SDAKDModel.complete(sdakd_options(tmp_path, change))
-
-
-class WithBatchNorm(nn.Module):
-
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.PixelShuffle(2))
-
-    def forward(self, x):
-        return self.net(x)
 
 
 def test_a_generator_that_no_stage_updates_is_frozen_with_its_statistics(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from kd_models.sdgan_model import SDGANModel
 from kd_utils.options import OptionError, check_options
 from tests.support import (
     EDSR,
+    WithBatchNorm,
     assert_equal_weights,
     batches,
     gan_options,
@@ -122,16 +123,6 @@ def test_the_teacher_moves_with_the_ema_alone(tmp_path):
     train(model, batches(1), first=3)
     for old, ema, net in zip(before, model.net_g_ema.parameters(), model.net_g.parameters(), strict=True):
         torch.testing.assert_close(ema, 0.9 * old + 0.1 * net, rtol=1e-5, atol=1e-7)
-
-
-class WithBatchNorm(nn.Module):
-
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.PixelShuffle(2))
-
-    def forward(self, x):
-        return self.net(x)
 
 
 def test_buffers_are_the_students(tmp_path, monkeypatch):
