@@ -133,8 +133,8 @@ class DistillationModel(ValidatedModel):
         self.net_d_init_iters = train_opt.get('net_d_init_iters', 0)
         self.terms = self._build_terms()
         self.stages = Stages(train_opt, list(self.terms))
-        if not self._trains_generator():  # it is as frozen as a teacher, statistics and random depth included
-            self.net_g.eval()
+        if not self.stages.update_generator():
+            self.net_g.eval()  # statistics and random depth stand still too
         self.alarm = CollapseAlarm()
         self.stage: Stage | None = None
         self._update = {'simultaneous': self._simultaneous, 'g_first': self._g_first,
@@ -258,9 +258,6 @@ class DistillationModel(ValidatedModel):
         """Everything that an optimizer updates, by name."""
         nets = {'net_g': self.net_g, **{f'aux.{name}': aux for name, aux in self.aux.items()}}
         return {**nets, 'net_d': self.net_d} if self._trains_discriminator() else nets
-
-    def _trains_generator(self) -> bool:
-        return any(stage.losses for stage in self.stages)
 
     def _trains_discriminator(self) -> bool:
         return self.net_d is not None and bool(self.opt['train'].get('optim_d'))

@@ -65,7 +65,7 @@ def trained_and_frozen(model: DistillationModel) -> str:
     """One line: how many tensors of each module are trained, and what is frozen."""
     counts = {name: sum(p.requires_grad for p in net.parameters()) for name, net in model.trained().items()}
     frozen = [f'teacher net_{label}' for label in 'gd' if getattr(model.teacher, f'net_{label}', None) is not None]
-    if not any(stage.losses for stage in model.stages):
+    if not model.stages.update_generator():
         del counts['net_g']
         frozen.append('net_g')
     if model.net_d is not None and 'net_d' not in counts:

@@ -60,6 +60,10 @@ class Stages(list[Stage]):
             self.append(_stage(option, start, configured))
             start = self[-1].end + 1
 
+    def update_generator(self) -> bool:
+        """Whether any of them does; otherwise the generator is as frozen as a teacher."""
+        return any(stage.losses for stage in self)
+
     def plan(self) -> list[list[Any]]:
         """What a state remembers of the stages: where each begins, and what it does then."""
         return [[stage.name, stage.start, stage.optimizer, stage.ema, stage.adaptors, stage.phase] for stage in self]

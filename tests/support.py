@@ -3,10 +3,17 @@ from __future__ import annotations
 
 from copy import deepcopy
 
+import pytest
 import torch
 import yaml
 from basicsr.archs import build_network
+from basicsr.models import build_model
+from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
+
+from kd_data.draws import seed_everything
+from kd_models.distillation_model import DistillationModel
+from kd_utils.options import OptionError, check_options
 
 EDSR = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 2, 'upscale': 2}
 TEACHER = {**EDSR, 'num_feat': 12, 'num_block': 4}
@@ -117,6 +124,27 @@ def train(model, data: list[dict], first: int = 1) -> list[dict]:
         model.optimize_parameters(iteration)
         logs.append(dict(model.get_current_log()))
     return logs
+
+
+def train_seeded(model, data: list[dict], first: int = 1) -> list[dict]:
+    """`train` with each iteration's random numbers seeded by its number, as in the loop; the data stay as they are."""
+    logs = []
+    for iteration, item in enumerate(data, first):
+        seed_everything(0, iteration)
+        copy = {name: value.clone() if torch.is_tensor(value) else value for name, value in item.items()}
+        logs += train(model, [copy], iteration)
+    return logs
+
+
+def refusal(options: dict) -> str:
+    """The message with which options are refused, by the check or by the model's construction."""
+    model = MODEL_REGISTRY.get(options['model_type'])
+    if issubclass(model, DistillationModel):
+        model.complete(options)
+    with pytest.raises(OptionError) as error:
+        check_options(options, DistillationModel.losses)
+        build_model(options)
+    return str(error.value)
 
 
 def weights(net) -> dict:

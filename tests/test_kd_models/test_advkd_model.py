@@ -16,7 +16,16 @@ from kd_models.distillation_model import DistillationModel
 from kd_models.phase_adversary import gradient_penalty
 from kd_utils.options import OptionError, check_options
 from kd_utils.resize import bicubic
-from tests.support import assert_equal_weights, batches, model_options, save_teacher, train_yaml, weights, write_yaml
+from tests.support import (
+    assert_equal_weights,
+    batches,
+    model_options,
+    save_teacher,
+    train_seeded,
+    train_yaml,
+    weights,
+    write_yaml,
+)
 
 UNET = {'type': 'DiffusionUNet', 'scale': 2, 'block_out_channels': [8, 16], 'layers_per_block': 1,
         'norm_num_groups': 4, 'timesteps': 40, 'steps': 4}
@@ -40,17 +49,6 @@ def faithful_options(folder, train_opt=None, **top):
     return options(folder, {'preset': 'faithful', **(train_opt or {})}, **{'network_g': dict(FAITHFUL), **top})
 
 
-def run(model, data, first=1):
-    logs = []
-    for iteration, item in enumerate(data, first):
-        seed_everything(0, iteration)
-        model.update_learning_rate(iteration)
-        model.feed_data(item)
-        model.optimize_parameters(iteration)
-        logs.append(dict(model.get_current_log()))
-    return logs
-
-
 # ---------------------------------------------------------------------------------------------- what teaches a phase
 
 
@@ -72,7 +70,7 @@ def test_the_last_phase_is_taught_the_teachers_image(tmp_path, target, residual)
     """X_S is what the teacher's own sampler returns for the same noise; the phases before are smaller."""
     model = build_model(options(tmp_path, {'target': target}, teacher={'residual': residual}))
     item, = batches(1)
-    run(model, [item])
+    train_seeded(model, [item])
     drawn, net = model.drawn, model.teacher.net_g
     way = net.trajectory(drawn['noise'], net.condition(item['lq']))
     j = [1, 3, 4]
@@ -90,7 +88,7 @@ def test_the_losses_by_hand(tmp_path):
     item, = batches(1)
     before, before_d = weights(model.net_g), weights(model.net_d)
     heads = weights(model.aux['phase_heads'])
-    log, = run(model, [item])
+    log, = train_seeded(model, [item])
     model.net_g.load_state_dict(before)
     model.net_d.load_state_dict(before_d)
     model.aux['phase_heads'].load_state_dict(heads)
@@ -136,7 +134,7 @@ def test_everything_meant_to_learn_moves_and_the_teacher_does_not(tmp_path):
     modules = {**model.trained()}
     before = {name: weights(module) for name, module in modules.items()}
     teacher = weights(model.teacher.net_g)
-    run(model, batches(2))
+    train_seeded(model, batches(2))
     for name, module in modules.items():
         for key, value in module.state_dict().items():
             assert not torch.equal(value, before[name][key]), f'{name}.{key}'
@@ -152,7 +150,7 @@ def test_one_batch_is_learnt(tmp_path):
     item, = batches(1)
     logs, distances = [], []
     for iteration in range(1, 41):
-        logs += run(model, [item], iteration)
+        logs += train_seeded(model, [item], iteration)
         state = model.diffusion.encode(model.output, model.diffusion.condition(item['lq']))
         distances.append(float(l1_loss(state, model.drawn['states'][:, -1])))
     assert logs[-1]['l_g_phase_kd'] < 0.8 * logs[0]['l_g_phase_kd'] and distances[-1] < 0.8 * distances[0]
@@ -165,7 +163,7 @@ def test_growing_students_train_up_to_the_newest_phase(tmp_path, phase):
     stages = [{'name': 'one', 'iters': 100, 'losses': ['gan'], 'phase': phase}]
     model = build_model(faithful_options(tmp_path, {'stages': stages}))
     before = {name: weights(module) for name, module in model.trained().items()}
-    run(model, batches(1))
+    train_seeded(model, batches(1))
     heads = [*model.aux['phase_heads'], model.net_g.head]
 
     def moved(module):
@@ -184,7 +182,7 @@ def test_the_faithful_preset(tmp_path):
     assert [(s.phase, s.end - s.start + 1, s.losses, s.optimizer) for s in model.stages] == [
         (k, k, ('gan', ), 'fresh') for k in range(1, 6)]
     assert model.taps == [0, 1, 2, 3, 4]
-    logs = run(model, batches(3))
+    logs = train_seeded(model, batches(3))
     assert model.drawn['states'].shape[1] == 2  # phase 2 of iterations 2 and 3: X_0, X_1 by one step of the teacher
     assert {'l_g_gan', 'l_d_real', 'l_d_fake', 'l_d_gp', 'stage'} <= set(logs[0]) and 'l_g_phase_kd' not in logs[0]
     for discriminator in list(model.net_d)[:2]:
@@ -194,7 +192,7 @@ def test_the_faithful_preset(tmp_path):
 
 def test_the_clip_is_a_switch(tmp_path):
     model = build_model(faithful_options(tmp_path, {'weight_clip': 0}))
-    run(model, batches(1))
+    train_seeded(model, batches(1))
     assert max(float(p.abs().max()) for p in model.net_d[0].parameters()) > 0.5
 
 
@@ -202,7 +200,7 @@ def test_a_student_that_grows_gets_a_longer_trajectory(tmp_path):
     """Even where the one before is not used up."""
     model = build_model(faithful_options(tmp_path, {'total_iter': 15, 'traj_reuse': 100}))
     data = batches(4)
-    run(model, data)
+    train_seeded(model, data)
     assert model.drawn['states'].shape[1] == 3 and torch.equal(model.drawn['lq'], data[3]['lq'])
 
 
@@ -211,10 +209,10 @@ def test_a_trajectory_is_used_more_than_once(tmp_path, monkeypatch):
     calls, draw = [], model._draw
     monkeypatch.setattr(model, '_draw', lambda phases: (calls.append(phases), draw(phases))[1])
     data = batches(5)
-    run(model, data)
+    train_seeded(model, data)
     assert calls == [3, 3, 3]
     assert torch.equal(model.lq, data[4]['lq'])
-    run(model, data[:1], 6)
+    train_seeded(model, data[:1], 6)
     assert torch.equal(model.lq, data[4]['lq'])
 
 
@@ -233,15 +231,15 @@ def test_resume(tmp_path, preset, stop):
     for name, module in whole.trained().items():
         part.trained()[name].load_state_dict(module.state_dict())
     part.net_g_ema.load_state_dict(whole.net_g_ema.state_dict())
-    run(whole, data)
-    run(part, data[:stop])
+    train_seeded(whole, data)
+    train_seeded(part, data[:stop])
     part.save(0, stop)
     again = opt()
     again['path'].update(pretrain_network_g=str(tmp_path / f'models/net_g_{stop}.pth'), strict_load_g=True,
                          pretrain_network_d=str(tmp_path / f'models/net_d_{stop}.pth'))
     resumed = build_model(again)
     resumed.resume_training(torch.load(tmp_path / f'training_states/{stop}.state', weights_only=True))
-    run(resumed, data[stop:], stop + 1)
+    train_seeded(resumed, data[stop:], stop + 1)
     for name, module in whole.trained().items():
         assert_equal_weights(weights(resumed.trained()[name]), weights(module))
     assert_equal_weights(weights(resumed.net_g_ema), weights(whole.net_g_ema))
@@ -337,7 +335,7 @@ def test_a_crop_of_the_cache_is_noise_and_states_of_the_same_place(tmp_path, ima
 @pytest.mark.parametrize('noise', ['paired', 'zero'])
 def test_the_deployed_student_is_the_last_output_of_the_whole_one(tmp_path, noise):
     model = build_model(options(tmp_path, network_g={**STUDENT, 'noise': noise}))
-    run(model, batches(2))
+    train_seeded(model, batches(2))
     model.save(0, 2)
     content = torch.load(tmp_path / 'models/net_g_2.pth')['params']
     assert not [name for name in content if not name.startswith(('stem', 'phases', 'head.'))]

@@ -10,7 +10,7 @@ from kd_cli.loop import train_pipeline
 from kd_data.draws import seed_everything
 from kd_models.diffusion_model import DiffusionSRModel
 from kd_utils.options import OptionError, check_options
-from tests.support import assert_equal_weights, batches, model_options, train_yaml, weights, write_yaml
+from tests.support import assert_equal_weights, batches, model_options, train_seeded, train_yaml, weights, write_yaml
 
 UNET = {'type': 'DiffusionUNet', 'scale': 2, 'block_out_channels': [8, 16], 'layers_per_block': 1,
         'norm_num_groups': 4, 'timesteps': 40, 'steps': 4}
@@ -22,23 +22,12 @@ def options(folder, train_opt=None, **top):
                          **{'model_type': 'DiffusionSRModel', 'network_g': dict(UNET), **top})
 
 
-def run(model, data, first=1):
-    logs = []
-    for iteration, item in enumerate(data, first):
-        seed_everything(0, iteration)
-        model.update_learning_rate(iteration)
-        model.feed_data(item)
-        model.optimize_parameters(iteration)
-        logs.append(dict(model.get_current_log()))
-    return logs
-
-
 @pytest.mark.parametrize('prediction', PREDICTIONS)
 def test_the_loss_is_that_of_the_noise_drawn(tmp_path, prediction):
     model = build_model(options(tmp_path, network_g={**UNET, 'prediction_type': prediction}))
     item, = batches(1)
     start = weights(model.net_g)
-    log, = run(model, [item])
+    log, = train_seeded(model, [item])
     model.net_g.load_state_dict(start)
     seed_everything(0, 1)
     noise, t = torch.randn_like(item['gt']), torch.randint(40, (2, ))
@@ -57,7 +46,7 @@ def test_it_learns_and_its_average_follows(tmp_path):
     model = build_model(options(tmp_path, {'optim_g': {'type': 'Adam', 'lr': 3e-3}}))
     assert model.ema_decay == 0.9999
     before = weights(model.net_g)
-    logs = run(model, batches(1) * 30)
+    logs = train_seeded(model, batches(1) * 30)
     values = [log['l_g_diffusion'] for log in logs]
     assert sum(values[-10:]) < 0.8 * sum(values[:10])
     assert not [name for name, value in model.net_g.state_dict().items() if torch.equal(value, before[name])]
@@ -70,14 +59,14 @@ def test_resume(tmp_path):
     part = build_model(options(tmp_path))
     for name in ('net_g', 'net_g_ema'):
         getattr(part, name).load_state_dict(weights(getattr(whole, name)))
-    run(whole, data)
-    run(part, data[:2])
+    train_seeded(whole, data)
+    train_seeded(part, data[:2])
     part.save(0, 2)
     again = options(tmp_path)
     again['path'].update(pretrain_network_g=str(tmp_path / 'models/net_g_2.pth'), strict_load_g=True)
     resumed = build_model(again)
     resumed.resume_training(torch.load(tmp_path / 'training_states/2.state', weights_only=True))
-    run(resumed, data[2:], 3)
+    train_seeded(resumed, data[2:], 3)
     for name in ('net_g', 'net_g_ema'):
         assert_equal_weights(weights(getattr(resumed, name)), weights(getattr(whole, name)))
 

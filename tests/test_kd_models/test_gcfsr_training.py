@@ -11,9 +11,8 @@ from torch.nn import functional as F
 from torchvision.models.vgg import cfgs, make_layers
 
 from kd_models.adapters import GCFSRAdapter, build_adapter
-from kd_models.sdakd_model import SDAKDModel
 from kd_models.step import Step
-from kd_utils.options import OptionError, check_options, load_yaml
+from kd_utils.options import OptionError, load_yaml
 from tests.support import (
     EDSR,
     GCFSR,
@@ -24,6 +23,7 @@ from tests.support import (
     face_options,
     gan_options,
     model_options,
+    refusal,
     save_teacher,
     train,
     weights,
@@ -213,15 +213,6 @@ def test_the_saved_student_is_a_plain_network(tmp_path, network):
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
-
-
-def refusal(options):
-    if options['model_type'] == 'SDAKDModel':
-        SDAKDModel.complete(options)
-    with pytest.raises(OptionError) as error:
-        check_options(options, SDAKDModel.losses)
-        build_model(options)
-    return str(error.value)
 
 
 @pytest.mark.parametrize('change, message', [

@@ -10,7 +10,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from kd_cli.loop import train_pipeline
 from kd_models.report import trained_and_frozen
 from kd_models.sdakd_model import SDAKDModel
-from kd_utils.options import OptionError, check_options
+from kd_utils.options import OptionError
 from tests.support import (
     EDSR,
     TEACHER,
@@ -19,6 +19,7 @@ from tests.support import (
     assert_equal_weights,
     batches,
     gan_options,
+    refusal,
     save_teacher,
     train,
     train_yaml,
@@ -266,14 +267,6 @@ def test_the_student_is_a_plain_network_at_its_width_and_depth(tmp_path, network
     saved = torch.load(tmp_path / 'models/net_g_5.pth')
     for key in ('params', 'params_ema'):
         build_network(dict(network)).load_state_dict(saved[key], strict=True)
-
-
-def refusal(options):
-    SDAKDModel.complete(options)
-    with pytest.raises(OptionError) as error:
-        check_options(options, SDAKDModel.losses)
-        build_model(options)
-    return str(error.value)
 
 
 @pytest.mark.parametrize('change, message', [

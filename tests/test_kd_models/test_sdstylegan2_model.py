@@ -10,12 +10,11 @@ from basicsr.models import build_model
 from kd_cli.loop import test_pipeline as run_test
 from kd_cli.loop import train_pipeline
 from kd_cli.prepare import main as prepare
-from kd_data.draws import seed_everything
 from kd_models.distillation_model import DistillationModel
 from kd_models.sdstylegan2_model import SDStyleGAN2Model
 from kd_utils.options import OptionError, check_options
 from kd_utils.rng import RandomState
-from tests.support import assert_equal_weights, model_options, weights, write_yaml
+from tests.support import assert_equal_weights, model_options, train_seeded, weights, write_yaml
 
 SIZE = 8
 NETWORK_G = {'type': 'StyleGAN2Generator', 'out_size': SIZE, 'num_style_feat': 16, 'num_mlp': 2, 'narrow': 1 / 64}
@@ -38,17 +37,6 @@ def images(count, batch=4):
     return [{'gt': torch.rand(batch, 3, SIZE, SIZE, generator=generator) * 2 - 1} for _ in range(count)]
 
 
-def run(model, data, first=1):
-    logs = []
-    for iteration, item in enumerate(data, first):
-        seed_everything(0, iteration)
-        model.update_learning_rate(iteration)
-        model.feed_data({name: value.clone() for name, value in item.items()})
-        model.optimize_parameters(iteration)
-        logs.append(dict(model.get_current_log()))
-    return logs
-
-
 def with_noise(model):
     """Noise that shows: its strength begins at 0."""
     for net in (model.net_g, model.net_g_ema):
@@ -67,7 +55,7 @@ def test_equals_the_stock_model(tmp_path, distill):
     stock = build_model({**options(tmp_path), 'model_type': 'StyleGAN2Model', 'train': {**train_opt, 'gan_opt': gan}})
     for name in ('net_g', 'net_d', 'net_g_ema'):
         getattr(stock, name).load_state_dict(getattr(ours, name).state_dict())
-    our_logs, stock_logs = run(ours, images(5)), run(stock, images(5))
+    our_logs, stock_logs = train_seeded(ours, images(5)), train_seeded(stock, images(5))
     for name in ('net_g', 'net_d', 'net_g_ema'):
         assert_equal_weights(weights(getattr(ours, name)), weights(getattr(stock, name)))
     assert torch.equal(ours.mean_path_length, stock.mean_path_length)
@@ -81,7 +69,7 @@ def test_equals_the_stock_model(tmp_path, distill):
 def test_the_ema_gets_the_same_latents_mixing_and_noise(tmp_path):
     """While the networks are equal the distance is 0, although noise and mixing are drawn inside them."""
     model = with_noise(build_model(options(tmp_path, {'mixing_prob': 1.0})))
-    first, second = run(model, images(2))
+    first, second = train_seeded(model, images(2))
     assert first['l_g_self_distill'] == 0 < second['l_g_self_distill']
     with torch.no_grad():
         a, b = (model.net_g([torch.ones(1, 16)])[0] for _ in range(2))
@@ -90,7 +78,7 @@ def test_the_ema_gets_the_same_latents_mixing_and_noise(tmp_path):
 
 def test_the_value_is_of_images_between_0_and_1(tmp_path):
     model = build_model(options(tmp_path))
-    run(model, images(1))
+    train_seeded(model, images(1))
     fake = torch.rand(2, 3, SIZE, SIZE) * 2 - 1
     styles = [torch.randn(2, 16)]
     before = RandomState.now()
@@ -111,15 +99,15 @@ def test_resume(tmp_path, stop):
         model.net_g.load_state_dict(start)
         model.net_g_ema.load_state_dict(start)
     part.net_d.load_state_dict(whole.net_d.state_dict())
-    run(whole, data)
-    run(part, data[:stop])
+    train_seeded(whole, data)
+    train_seeded(part, data[:stop])
     part.save(0, stop)
     again = options(tmp_path)
     again['path'].update(pretrain_network_g=str(tmp_path / f'models/net_g_{stop}.pth'), strict_load_g=True,
                          pretrain_network_d=str(tmp_path / f'models/net_d_{stop}.pth'))
     resumed = build_model(again)
     resumed.resume_training(torch.load(tmp_path / f'training_states/{stop}.state', weights_only=True))
-    run(resumed, data[stop:], stop + 1)
+    train_seeded(resumed, data[stop:], stop + 1)
     for name in ('net_g', 'net_d', 'net_g_ema'):
         assert_equal_weights(weights(getattr(resumed, name)), weights(getattr(whole, name)))
     assert torch.equal(torch.as_tensor(resumed.mean_path_length), torch.as_tensor(whole.mean_path_length))
