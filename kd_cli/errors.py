@@ -1,22 +1,40 @@
-"""Mistakes of the person who typed the YAML end in one message and an exit code, not in a traceback."""
+"""How commands end: mistakes of the person who typed the YAML in one message and an exit code, not in a traceback."""
 from __future__ import annotations
 
 import functools
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
+from kd_cli.processes import ProcessLost
+from kd_cli.stopping import FAILED, STOPPED, Stopped
+from kd_models.guard import TrainingError
 from kd_utils.checkpoint import CheckpointError
 from kd_utils.options import OptionError
 
 
 def reported(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Prints an OptionError or CheckpointError of the command and exits with code 2."""
+    """Prints what an expected error says and exits with its code; docs/reliability.md lists them."""
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
+        except Stopped as message:
+            _end(str(message), STOPPED)
+        except TrainingError as error:
+            _end(f'error: {error}', FAILED)
+        except ProcessLost as error:
+            _end(f'error: {error}', 1)
         except (OptionError, CheckpointError) as error:
-            print(f'error: {error}', file=sys.stderr, flush=True)
-            sys.exit(2)
+            _end(f'error: {error}', 2)
+        except OSError as error:
+            if error.filename is None or error.errno is None:
+                raise
+            _end(f'error: {error.filename}: {error.strerror}. Make room or set the permissions, then go on; a training '
+                 'goes on with --auto_resume.', 2)
     return run
+
+
+def _end(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(code)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import logging
 import os
-import random
 import sys
 import tempfile
 import time
@@ -32,24 +31,27 @@ from basicsr.train import train_pipeline as stock_train_pipeline
 from basicsr.utils import (
     AvgTimer,
     MessageLogger,
-    check_resume,
     get_env_info,
     get_root_logger,
     get_time_str,
     make_exp_dirs,
     mkdir_and_rename,
 )
-from basicsr.utils.dist_util import get_dist_info, master_only
+from basicsr.utils.dist_util import master_only
 from basicsr.utils.options import dict2str
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from kd_cli import processes
+from kd_cli.resume import find_resume_state, remove_unfinished
+from kd_cli.stopping import IgnoringSignals, Stopped, StopRequest, announce
 from kd_data.draws import DrawSampler, SeededDraws, seed_everything
 from kd_data.teacher_cache import TeacherCache
 from kd_models.distillation_model import DistillationModel
-from kd_utils import checkpoint
+from kd_models.guard import TrainingError
+from kd_utils.lock import ExperimentLock
 from kd_utils.options import OptionError, check_files, check_options, parse_options, teacher_cache
 
 
@@ -62,16 +64,22 @@ def train_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
 
     Raises:
         OptionError: The options or the files that they name are wrong; nothing was created.
+        CheckpointError: The state to resume from, or one of its files, is damaged, or a file cannot be written.
+        TrainingError: The training cannot go on; its state is saved.
+        Stopped: A signal asked for it; the state is saved.
+        ProcessLost: Another process of the job has ended.
     """
     opt, args = _read_options(argv, root_path, is_train=True)
     if args.loop == 'basicsr':
         _run_stock(stock_train_pipeline, opt, args, root_path)
         return
-    _start_processes(opt, args)
+    processes.start(opt, args)
     torch.backends.cudnn.benchmark = True
-    with _logging(opt, args) as open_log_file:
+    with processes.noticing_lost_ones(), StopRequest() as request, _logging(opt, args) as open_log_file, \
+            ExperimentLock(opt['path']['experiments_root']) as lock:
+        processes.agreed(lock.hold)
         logger = get_root_logger()
-        resume_state = load_resume_state(opt)
+        resume_state = find_resume_state(opt)
         train_loader, sampler, val_loaders = create_loaders(opt)
         model = build_model(opt)
         current_iter = 0
@@ -83,27 +91,30 @@ def train_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
         if isinstance(cache, TeacherCache):
             cache.claim(model.cache_record())
         # nothing is created, and no older run archived, before all that could be refused is built
-        _make_folders(opt, resumed=resume_state is not None)
+        processes.agreed(lambda: _make_folders(opt, lock, resumed=resume_state is not None))
         _write_options(opt, args, opt['path']['experiments_root'])
         open_log_file('train')
         tb_logger = init_tb_loggers(opt)
         if isinstance(cache, TeacherCache):
             _fill_cache(opt, cache, model)
-        _train(opt, model, train_loader, sampler, val_loaders, current_iter, tb_logger)
+        _train(opt, model, train_loader, sampler, val_loaders, current_iter, tb_logger, request)
         if tb_logger:
             tb_logger.close()
-    _stop_processes()
+    processes.stop()
 
 
 def _train(opt: dict[str, Any], model: Any, train_loader: DataLoader, sampler: DrawSampler,
-           val_loaders: list[DataLoader], current_iter: int, tb_logger: Any) -> None:
+           val_loaders: list[DataLoader], current_iter: int, tb_logger: Any, request: StopRequest) -> None:
     """The loop over iterations, from `current_iter` + 1 to `total_iter`."""
     logger, total = get_root_logger(), int(opt['train']['total_iter'])
     message_logger = MessageLogger(opt, current_iter, tb_logger)
     message_logger.max_iters = total + 1  # its ETA is one iteration short, and ends at -1 day
     batch = train_loader.batch_size * opt['world_size']  # type: ignore[operator]
     data_timer, iter_timer, start_time = AvgTimer(), AvgTimer(), time.time()
-    warmup, stage = opt['train'].get('warmup_iter', -1), None
+    warmup, stage, meeting = opt['train'].get('warmup_iter', -1), None, processes.Meeting()
+    model.interrupted = lambda: bool(request)
+    if current_iter and hasattr(model, 'validated') and _validation_is_due(opt, current_iter):
+        _validate(opt, model, val_loaders, current_iter, tb_logger)  # what was left of it when the run was stopped
     with _progress_bar(current_iter, total, opt['rank']) as bar:
         for epoch, data in _batches(opt, train_loader, sampler, current_iter, total):
             data_timer.record()
@@ -120,20 +131,24 @@ def _train(opt: dict[str, Any], model: Any, train_loader: DataLoader, sampler: D
             if current_iter == 1:
                 message_logger.reset_start_time()
             if current_iter % opt['logger']['print_freq'] == 0:
-                log = model.get_current_log()
+                with _saving_what_fails(model, epoch, current_iter):
+                    log = model.get_current_log()
                 message_logger({'epoch': epoch, 'iter': current_iter, 'lrs': model.get_current_learning_rate(),
                                 'time': iter_timer.get_avg_time(), 'data_time': data_timer.get_avg_time(), **log})
                 losses = {name: f'{value:.3g}' for name, value in log.items() if name.startswith('l_')}
                 bar.set_postfix({'images/s': f'{batch / max(iter_timer.get_avg_time(), 1e-9):.1f}', **losses})
             bar.update()
-            last = current_iter == total
-            if opt.get('val') and (last or current_iter % opt['val']['val_freq'] == 0):
-                for loader in val_loaders:
-                    model.validation(loader, current_iter, tb_logger, opt['val']['save_img'])
-            if last or current_iter % opt['logger']['save_checkpoint_freq'] == 0:
+            if _validation_is_due(opt, current_iter):
+                _validate(opt, model, val_loaders, current_iter, tb_logger)
+            stopping = meeting.anyone(bool(request))
+            if stopping:
+                announce(request)
+            if stopping or current_iter == total or current_iter % opt['logger']['save_checkpoint_freq'] == 0:
                 # after the validation of the same iteration, so that the state knows the best metrics
                 logger.info('Saving models and training states.')
                 model.save(epoch, current_iter)
+            if stopping:
+                raise Stopped(f'Stopped at iteration {current_iter} with its state saved. Go on with --auto_resume.')
             data_timer.start()
             iter_timer.start()
     elapsed = datetime.timedelta(seconds=int(time.time() - start_time))
@@ -142,13 +157,37 @@ def _train(opt: dict[str, Any], model: Any, train_loader: DataLoader, sampler: D
     model.save(epoch=-1, current_iter=-1)
 
 
+def _validation_is_due(opt: dict[str, Any], iteration: int) -> bool:
+    last = iteration == int(opt['train']['total_iter'])
+    return bool(opt.get('val')) and (last or iteration % opt['val']['val_freq'] == 0)
+
+
+def _validate(opt: dict[str, Any], model: Any, loaders: list[DataLoader], iteration: int, tb_logger: Any) -> None:
+    """All validation sets that this iteration's weights have not been validated on."""
+    validated = getattr(model, 'validated', {})
+    done = validated['metrics'] if validated.get('iter') == iteration else {}
+    for loader in loaders:
+        if loader.dataset.opt['name'] not in done:  # type: ignore[attr-defined]
+            model.validation(loader, iteration, tb_logger, opt['val']['save_img'])
+
+
+@contextmanager
+def _saving_what_fails(model: Any, epoch: int, iteration: int) -> Iterator[None]:
+    """Saves the state of a training that cannot go on."""
+    try:
+        yield
+    except TrainingError:
+        model.save(epoch, iteration)
+        raise
+
+
 def test_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
     """Tests as the command line says; see `train_pipeline`."""
     opt, args = _read_options(argv, root_path, is_train=False)
     if args.loop == 'basicsr':
         _run_stock(stock_test_pipeline, opt, args, root_path)
         return
-    _start_processes(opt, args)
+    processes.start(opt, args)
     torch.backends.cudnn.benchmark = True
     with _logging(opt, args) as open_log_file:
         logger, loaders = get_root_logger(), []
@@ -162,7 +201,7 @@ def test_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
         for loader in loaders:
             logger.info(f"Testing {loader.dataset.opt['name']}...")  # type: ignore[attr-defined]
             model.validation(loader, current_iter=opt['name'], tb_logger=None, save_img=opt['val']['save_img'])
-    _stop_processes()
+    processes.stop()
 
 
 def _read_options(argv: Sequence[str] | None, root_path: str, is_train: bool) -> tuple[dict[str, Any], Any]:
@@ -190,48 +229,6 @@ def _run_stock(pipeline: Any, opt: dict[str, Any], args: Any, root_path: str) ->
         flags = ['--auto_resume'] * args.auto_resume + ['--debug'] * args.debug
         sys.argv = [sys.argv[0], '-opt', plain, '--launcher', args.launcher, *flags]
         pipeline(root_path)
-
-
-def _start_processes(opt: dict[str, Any], args: Any) -> None:
-    """Joins the other processes of torchrun or slurm, over nccl, or gloo without a GPU, and seeds this one."""
-    opt['dist'] = args.launcher != 'none'
-    if opt['dist']:
-        _init_process_group(args.launcher, use_gpu=opt['num_gpu'] != 0)
-    opt['rank'], opt['world_size'] = get_dist_info()
-    if opt['datasets'].get('train', {}).get('prefetch_mode') == 'cuda' and opt['num_gpu'] == 0:
-        args.messages.append('datasets.train.prefetch_mode is cuda, but no GPU is used: batches are loaded plainly.')
-    if opt['num_gpu'] > 1 and not opt['dist']:
-        args.messages.append(f'num_gpu is {opt["num_gpu"]}, but one process uses one device. '
-                             f'For more: torchrun --nproc_per_node={opt["num_gpu"]} train.py ... --launcher pytorch')
-        opt['num_gpu'] = 1
-    if opt.get('manual_seed') is None:
-        opt['manual_seed'] = _shared_seed(opt['dist'])
-    seed_everything(opt['manual_seed'], opt['rank'])
-
-
-def _init_process_group(launcher: str, use_gpu: bool) -> None:
-    if launcher == 'slurm':
-        from basicsr.utils.dist_util import init_dist
-        init_dist('slurm')
-        return
-    if 'RANK' not in os.environ:
-        raise OptionError('--launcher pytorch needs the variables that torchrun sets. '
-                          'Start it so: torchrun --nproc_per_node=2 train.py -opt X.yml --launcher pytorch')
-    if use_gpu:
-        torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
-    torch.distributed.init_process_group('nccl' if use_gpu else 'gloo')
-
-
-def _shared_seed(distributed: bool) -> int:
-    seed = [random.randint(1, 10000)]
-    if distributed:
-        torch.distributed.broadcast_object_list(seed, src=0)
-    return seed[0]
-
-
-def _stop_processes() -> None:
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 @contextmanager
@@ -267,14 +264,17 @@ def _logging(opt: dict[str, Any], args: Any) -> Iterator[Callable[[str], None]]:
             waiting.target.close()
 
 
-@master_only
-def _make_folders(opt: dict[str, Any], resumed: bool) -> None:
+def _make_folders(opt: dict[str, Any], lock: ExperimentLock, resumed: bool) -> None:
     """The folders of a training: BasicSR's, which archives an older run, or those that a resumed run lacks."""
     if resumed:  # perhaps from the state of another experiment
         for folder in ('experiments_root', 'models', 'training_states', 'visualization'):
             os.makedirs(opt['path'][folder], exist_ok=True)
+        lock.hold()
+        remove_unfinished(opt['path'])
         return
+    lock.hold()  # of a run that has been started meanwhile
     make_exp_dirs(opt)
+    lock.hold()
     if opt['logger'].get('use_tb_logger') and 'debug' not in opt['name']:
         mkdir_and_rename(osp.join(opt['root_path'], 'tb_logger', opt['name']))
 
@@ -286,34 +286,6 @@ def _write_options(opt: dict[str, Any], args: Any, folder: str) -> None:
         file.write(f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {" ".join(sys.argv)}\n\n{args.text}')
     with open(osp.join(folder, 'options.yml'), 'w', encoding='utf-8') as file:
         yaml.safe_dump(opt, file, sort_keys=False)
-
-
-def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
-    """The state to resume from, by `--auto_resume` or `path.resume_state`; None for a new training.
-
-    It is looked for under the experiment's own folder and loaded on the CPU; the optimizers move their tensors.
-    """
-    path = opt['path'].get('resume_state')
-    if opt['auto_resume']:
-        folder = opt['path']['training_states']
-        iterations = [int(name[:-len('.state')]) for name in (os.listdir(folder) if osp.isdir(folder) else [])
-                      if name.endswith('.state') and name[:-len('.state')].isdigit()]
-        path = osp.join(folder, f'{max(iterations)}.state') if iterations else None
-        opt['path']['resume_state'] = path
-    if path is None:
-        return None
-    state = checkpoint.load(path)
-    if not isinstance(state, dict) or not {'iter', 'epoch', 'optimizers', 'schedulers'} <= set(state):
-        raise OptionError(f'{path} is no training state. Name a file of the folder training_states.')
-    check_resume(opt, state['iter'])
-    for key in [key for key in opt if key.startswith('network_') and opt[key] is None]:
-        del opt['path'][f'pretrain_{key}']  # check_resume does not see that there is no such network
-    for key in [key for key in opt if key.startswith('network_') and opt[key] is not None]:
-        file = opt['path'].get(f'pretrain_{key}')
-        if file and not osp.exists(file):
-            raise OptionError(f'Resuming from {path} needs {file}, which is missing. If `{key}` is new, start a new '
-                              'run from the old weights, by path.pretrain_network_g.')
-    return state
 
 
 def create_loaders(opt: dict[str, Any]) -> tuple[DataLoader, DrawSampler, list[DataLoader]]:
@@ -361,8 +333,10 @@ def _fill_cache(opt: dict[str, Any], cache: TeacherCache, model: Any) -> None:
 
 
 def _loader(dataset: Any, dataset_opt: dict[str, Any], opt: dict[str, Any], sampler: Any = None) -> DataLoader:
-    return build_dataloader(dataset, dataset_opt, num_gpu=opt['num_gpu'], dist=opt['dist'], sampler=sampler,
-                            seed=opt['manual_seed'])
+    loader = build_dataloader(dataset, dataset_opt, num_gpu=opt['num_gpu'], dist=opt['dist'], sampler=sampler,
+                              seed=opt['manual_seed'])
+    loader.worker_init_fn = IgnoringSignals(loader.worker_init_fn)
+    return loader
 
 
 def _batches(opt: dict[str, Any], loader: DataLoader, sampler: DrawSampler, done: int,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from os import path as osp
 from typing import Any
@@ -28,6 +28,7 @@ from kd_models.alarm import CollapseAlarm
 from kd_models.degradation import USM_KEYS, Degradation, is_degrading
 from kd_models.pairing import Tapped, pair_features
 from kd_models.report import measure_networks, networks_table, trained_and_frozen
+from kd_models.retention import Kept, obsolete, remove
 from kd_models.runtime import Runtime
 from kd_models.stages import Stage, Stages
 from kd_models.step import Step
@@ -69,9 +70,10 @@ class DistillationModel(ValidatedModel):
         self.net_d: Any = None  # an nn.Module where there is a `network_d`
         self.degradation: Degradation | None = None
         self.aux = nn.ModuleDict()
+        self.kept: Kept = {}
         self.adapter = build_adapter(opt['network_g'])
         device = torch.device('cuda' if opt['num_gpu'] != 0 else 'cpu')
-        self.runtime = Runtime(device, opt.get('dist', False))
+        self.runtime = Runtime(device, opt.get('dist', False), opt.get('train'))
         super().__init__(opt)
         if not self.is_train and any(refers_to_teacher(option) for option in self._metrics().values()):
             self.teacher = Teacher(opt['teacher'], self.device)
@@ -142,6 +144,7 @@ class DistillationModel(ValidatedModel):
         self.setup_optimizers()
         self.setup_schedulers()
         self.runtime.synchronize(*self.trained().values(), *([self.net_g_ema] if self.ema_decay else []))
+        self._protect()
         get_root_logger().info(trained_and_frozen(self))
 
     def _build_ema(self, decay: float) -> None:
@@ -274,6 +277,13 @@ class DistillationModel(ValidatedModel):
             self.optimizer_d = self._build_optimizer('d', self.net_d)
             self.optimizers.append(self.optimizer_d)
 
+    def _protect(self) -> None:
+        """Lets `Runtime` skip updates that are not finite."""
+        for label, optimizer in zip('gd', self.optimizers, strict=False):
+            nets = [net for name, net in self.trained().items()
+                    if name == f'net_{label}' or name.startswith('aux.') and name.endswith('_d') == (label == 'd')]
+            self.runtime.protect(f'net_{label}', optimizer, *nets)
+
     def _build_optimizer(self, label: str, net: nn.Module) -> torch.optim.Optimizer:
         option = dict(self.opt['train'][f'optim_{label}'])
         if 'betas' in option:
@@ -282,7 +292,8 @@ class DistillationModel(ValidatedModel):
         groups += [{'params': [p for p in aux.parameters() if p.requires_grad]} for name, aux in self.aux.items()
                    if name.endswith('_d') == (label == 'd')]
         try:
-            return getattr(torch.optim, option.pop('type'))(groups, **option)
+            name = option.pop('type')
+            return getattr(torch.optim, name)(groups, **{**self.runtime.optimizer_options(name), **option})
         except (ValueError, TypeError, RuntimeError) as error:
             raise OptionError(f'train.optim_{label}: {error}. Write other values there.') from None
 
@@ -311,7 +322,9 @@ class DistillationModel(ValidatedModel):
         inputs = self.adapter.inputs(self.net_g, self.lq, self.batch)
         step = Step(self.lq, {'gt': self.gt, **self.targets()}, inputs)
         self.loss_tensors: OrderedDict[str, Tensor] = OrderedDict()
+        self.runtime.begin()
         self._update(step, current_iter)
+        self.runtime.guard.watch(self.loss_tensors)
         self.output = step.output.detach()
         if self.ema_decay > 0:
             self.model_ema(self._ema_decay_at(current_iter))
@@ -498,59 +511,108 @@ class DistillationModel(ValidatedModel):
         """The last iteration's losses as numbers, averaged over the processes; the only wait for the device.
 
         All processes must call it, as the training loops do.
+
+        Raises:
+            TrainingError: Too many updates in a row were not finite.
         """
-        tensors = {**self.loss_tensors, **self.alarm.measure(self)}
-        values = self.runtime.mean(torch.stack([value.float() for value in tensors.values()])).tolist()
-        measured = dict(zip(tensors, values, strict=True))
-        log = {name: measured.pop(name) for name in self.loss_tensors}
+        skipped = self.runtime.guard.take()
+        measured = self._read({**self.loss_tensors, **self.alarm.measure(self), **skipped})
+        log = {name: measured[name] for name in self.loss_tensors}
         for warning in self.alarm.check(log, measured):
             get_root_logger().warning(warning)
+        self._report_skipped({name: measured[name] for name in skipped})
         if len(self.stages) > 1 and self.stage is not None:
             log['stage'] = float(self.stages.index(self.stage) + 1)
         return log
 
+    def _read(self, tensors: Mapping[str, Tensor]) -> dict[str, float]:
+        """Numbers on the device, their means over the processes, in one go."""
+        if not tensors:
+            return {}
+        values = self.runtime.mean(torch.stack([value.float() for value in tensors.values()])).tolist()
+        return dict(zip(tensors, values, strict=True))
+
+    def _report_skipped(self, counts: Mapping[str, float]) -> None:
+        for warning in self.runtime.guard.check(counts):
+            get_root_logger().warning(warning)
+
     # ---------------------------------------------------------------- checkpoints
 
     def save(self, epoch: int, current_iter: int) -> None:
-        """Writes net_g (`params`, `params_ema`), net_d, and then the training state."""
-        if self.ema_decay > 0:
-            self.save_network([self.net_g, self.net_g_ema], 'net_g', current_iter, ['params', 'params_ema'])
-        else:
-            self.save_network(self.net_g, 'net_g', current_iter)
-        if self.net_d is not None:
-            self.save_network(self.net_d, 'net_d', current_iter)
-        if self.degradation is not None and current_iter != -1:
+        """Writes net_g (`params`, `params_ema`), net_d, and then the training state, which commits them.
+
+        Raises:
+            CheckpointWriteError: A file cannot be written; older checkpoints are as they were.
+            TrainingError: The state is saved, and too many updates in a row were not finite.
+        """
+        files: dict[str, checkpoint.Record] = {}
+        if self.opt['rank'] == 0:
+            if self.ema_decay > 0:
+                files |= self._write_network([self.net_g, self.net_g_ema], 'net_g', current_iter,
+                                             ['params', 'params_ema'])
+            else:
+                files |= self._write_network([self.net_g], 'net_g', current_iter, ['params'])
+            if self.net_d is not None:
+                files |= self._write_network([self.net_d], 'net_d', current_iter, ['params'])
+        if current_iter == -1:
+            return
+        if self.degradation is not None:
             pool = self._pool_path(self.opt['path']['training_states'], current_iter)
-            checkpoint.save(self.degradation.state(), pool)
-        self.save_training_state(epoch, current_iter)
+            files[f'training_states/{osp.basename(pool)}'] = checkpoint.save(self.degradation.state(), pool)
+        for of_process in self.runtime.gather(files):  # nothing is committed before all of them have written
+            files |= of_process
+        self._save_state(epoch, current_iter, files)
+        self._report_skipped(self._read(self.runtime.guard.take()))
 
     def _pool_path(self, folder: str, iteration: int) -> str:
         """Each process has a training pair pool of its own."""
         return osp.join(folder, f'{iteration}_pool_{self.opt["rank"]}.pth')
 
-    @master_only
-    def save_network(self, net: Any, net_label: str, current_iter: int, param_key: Any = 'params') -> None:
-        """As BasicSR's, but written whole or not at all, and never ignoring a failure."""
-        nets, keys = (net, param_key) if isinstance(net, list) else ([net], [param_key])
-        states = {key: {name: value.cpu() for name, value in n.state_dict().items()}
-                  for n, key in zip(nets, keys, strict=True)}
-        label = 'latest' if current_iter == -1 else current_iter
-        checkpoint.save(states, osp.join(self.opt['path']['models'], f'{net_label}_{label}.pth'))
+    def _write_network(self, nets: list[nn.Module], label: str, iteration: int,
+                       keys: list[str]) -> dict[str, checkpoint.Record]:
+        """A file with the networks by key; its name in the experiment's folder, with its record."""
+        states = {key: {name: value.cpu() for name, value in net.state_dict().items()}
+                  for net, key in zip(nets, keys, strict=True)}
+        name = f'{label}_{"latest" if iteration == -1 else iteration}.pth'
+        return {f'models/{name}': checkpoint.save(states, osp.join(self.opt['path']['models'], name))}
 
     @master_only
-    def save_training_state(self, epoch: int, current_iter: int) -> None:
-        """BasicSR's state with the training-only modules and the best metrics beside it."""
-        if current_iter == -1:
-            return
-        state = {'epoch': epoch, 'iter': current_iter,
+    def _save_state(self, epoch: int, iteration: int, files: dict[str, checkpoint.Record]) -> None:
+        """BasicSR's state, and beside it what exact resuming needs; then older checkpoints may go."""
+        self.kept = self._kept_with(iteration)
+        state = {'epoch': epoch, 'iter': iteration,
                  'optimizer_types': [type(optimizer).__name__ for optimizer in self.optimizers],
                  'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
                  'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
                  'aux': self.aux.state_dict(),
                  'own': self.own_state(),
                  'stages': self.stages.plan(),
-                 'best_metric_results': getattr(self, 'best_metric_results', {})}
-        checkpoint.save(state, osp.join(self.opt['path']['training_states'], f'{current_iter}.state'))
+                 'best_metric_results': getattr(self, 'best_metric_results', {}),
+                 'validated': self.validated,
+                 'kept': self.kept,
+                 'files': files}
+        checkpoint.save_state(state, osp.join(self.opt['path']['training_states'], f'{iteration}.state'))
+        self._remove_old(iteration)
+
+    def _kept_with(self, iteration: int) -> Kept:
+        """The checkpoints that this run has, with the one about to be committed."""
+        metric = self.opt['logger'].get('keep_best')
+        measured = self.validated['metrics'] if self.validated.get('iter') == iteration else {}
+        values = [of_set[metric] for of_set in measured.values() if metric in of_set]
+        return {**self.kept, iteration: values[0] if values else None}
+
+    def _remove_old(self, iteration: int) -> None:
+        """Deletes what `logger.keep_last` and `keep_best` do not ask for, once the newest can be read back."""
+        last = self.opt['logger'].get('keep_last')
+        if not last:
+            return
+        better = self._metrics().get(self.opt['logger'].get('keep_best'), {}).get('better', 'higher')
+        folders, old = self.opt['path'], obsolete(self.kept, last, better)
+        if old:
+            checkpoint.load_complete(osp.join(folders['training_states'], f'{iteration}.state'), folders['models'])
+        for iteration in old:
+            remove(folders['experiments_root'], iteration)
+            del self.kept[iteration]
 
     def own_state(self) -> dict[str, Any]:
         """What a method's next iteration depends on besides networks and optimizers: tensors and numbers by name."""
@@ -579,6 +641,8 @@ class DistillationModel(ValidatedModel):
                                       'what a stage does at its beginning is not done for those that have begun.')
         if resume_state.get('best_metric_results'):
             self.best_metric_results = resume_state['best_metric_results']
+        self.validated = resume_state.get('validated', {})
+        self.kept = resume_state.get('kept', {})
         if self.degradation is not None:
             self._resume_pool(self.degradation, resume_state['iter'])
 

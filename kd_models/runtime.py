@@ -14,6 +14,12 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
 
+from kd_models.guard import Buffers, Guard
+
+# Optimizers whose fused kernel updates nothing where a flag on the device says so. That of SGD leaves its momentum
+# undefined then.
+FUSED = ('Adam', 'AdamW')
+
 
 class Runtime:
     """How one training process computes.
@@ -21,17 +27,36 @@ class Runtime:
     Args:
         device: Where the networks are.
         distributed: Whether gradients are averaged with other processes.
+        train_opt: The `train` section: `grad_clip`, the largest norm of the gradient of all that one optimizer updates,
+            and `max_bad_steps`, see `Guard`.
     """
 
-    def __init__(self, device: torch.device, distributed: bool = False) -> None:
+    def __init__(self, device: torch.device, distributed: bool = False,
+                 train_opt: dict[str, Any] | None = None) -> None:
+        train_opt = train_opt or {}
         self.device = device
         self.distributed = distributed
+        self.grad_clip: float | None = train_opt.get('grad_clip')
+        self.guard = Guard(device, train_opt.get('max_bad_steps', 10))
+        self._finite = torch.tensor(True, device=device)
+        self._updates: dict[str, tuple[Optimizer, Buffers]] = {}
         # which gradients there are is agreed on between the CPUs, so that nobody waits for a GPU
         self._cpu_group: Any = dist.new_group(backend='gloo') if distributed and dist.get_backend() != 'gloo' else None
 
     def place(self, net: nn.Module) -> nn.Module:
         """Moves a network to the device."""
         return net.to(self.device)
+
+    def optimizer_options(self, name: str) -> dict[str, Any]:
+        """What an optimizer of `torch.optim` is given besides the options of the YAML file."""
+        return {'fused': True} if self.device.type == 'cuda' and name in FUSED else {}
+
+    def protect(self, network: str, optimizer: Optimizer, *nets: nn.Module) -> None:
+        """Lets updates by `optimizer` that are not finite leave `nets` as they were, and be counted for `network`.
+
+        The first one is the generator's: its update passes through all networks that are protected.
+        """
+        self._updates[network] = optimizer, Buffers(nets)
 
     def synchronize(self, *nets: nn.Module) -> None:
         """Gives every process the parameters and buffers of rank 0; processes are seeded differently."""
@@ -42,32 +67,79 @@ class Runtime:
                 for tensor in (*net.parameters(), *net.buffers()):
                     dist.broadcast(tensor, src=0)
 
+    def begin(self) -> None:
+        """Before the first forward of an iteration."""
+        for _, buffers in self._updates.values():
+            buffers.keep()
+
     def backward(self, loss: Tensor) -> None:
         """Adds the loss's gradients to the parameters'."""
+        self._finite = self._finite & loss.detach().isfinite().all()
         loss.backward()
 
     def step(self, optimizer: Optimizer) -> None:
-        """Averages the gradients over the processes and updates the optimizer's parameters."""
-        if self.distributed:
-            self._average_gradients(p for group in optimizer.param_groups for p in group['params'])
-        optimizer.step()
+        """Averages the gradients over the processes and updates the optimizer's parameters.
 
-    def _average_gradients(self, params: Iterable[Tensor]) -> None:
+        Where a loss or a gradient of this update is not finite, on any process, nothing is updated on all of them:
+        parameters, the optimizer's state and buffers are as before the forwards.
+        """
+        finite, self._finite = self._finite, torch.tensor(True, device=self.device)
+        params = [p for group in optimizer.param_groups for p in group['params']]
+        if self.distributed:
+            finite = self._average_gradients(params, finite)
+        gradients = [p.grad for p in params if p.grad is not None]
+        if gradients:
+            finite = finite & torch.stack(torch._foreach_norm(gradients, float('inf'))).isfinite().all()
+        if self.grad_clip:
+            nn.utils.clip_grad_norm_(params, self.grad_clip)
+        self._apply(optimizer, finite)
+        self._settle(optimizer, finite)
+
+    def _apply(self, optimizer: Optimizer, finite: Tensor) -> None:
+        """The step, where `finite` is true; a fused optimizer decides that on the device."""
+        if getattr(optimizer, '_step_supports_amp_scaling', False):
+            # the interface of PyTorch's GradScaler
+            optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()  # type: ignore[attr-defined]
+            optimizer.step()
+            del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
+        elif finite:
+            optimizer.step()
+
+    def _settle(self, optimizer: Optimizer, finite: Tensor) -> None:
+        of_generator = bool(self._updates) and next(iter(self._updates.values()))[0] is optimizer
+        for network, (other, buffers) in self._updates.items():
+            if other is optimizer:
+                self.guard.count(network, finite)
+            if of_generator or other is optimizer:
+                buffers.restore_unless(finite)
+
+    def _average_gradients(self, params: Iterable[Tensor], finite: Tensor) -> Tensor:
+        """Whether the update is finite on all processes, which is sent along with the gradients."""
         params = list(params)
         present = torch.tensor([p.grad is not None for p in params], dtype=torch.uint8)
         dist.all_reduce(present, dist.ReduceOp.MAX, group=self._cpu_group)
         params = [p for p, anywhere in zip(params, present.tolist(), strict=True) if anywhere]
-        if not params:
-            return
         for p in params:  # a process whose branch was skipped adds nothing, but takes part
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        flat = self.mean(torch.cat([p.grad.reshape(-1) for p in params]))  # type: ignore[union-attr]
-        for p, average in zip(params, flat.split([p.numel() for p in params]), strict=True):
+        gradients = [p.grad.reshape(-1) for p in params]  # type: ignore[union-attr]
+        flag = (~finite).to(gradients[0].dtype if gradients else torch.float32).reshape(1)
+        flat = self.mean(torch.cat([*gradients, flag]))
+        *averages, bad = flat.split([p.numel() for p in params] + [1])
+        for p, average in zip(params, averages, strict=True):
             p.grad.copy_(average.view(p.shape))  # type: ignore[union-attr]
+        return bad[0] == 0
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the processes, in place."""
         if self.distributed:
             dist.all_reduce(values)
             values /= dist.get_world_size()
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank; each may be anything that can be pickled."""
+        if not self.distributed:
+            return [value]
+        values: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value, group=self._cpu_group)
         return values

@@ -102,8 +102,10 @@ class SDStyleGAN2Model(DistillationModel):
         """One update of the discriminator, one of the generator, and the EMA."""
         self._enter_stage(current_iter)
         self.loss_tensors: OrderedDict[str, Tensor] = OrderedDict()
+        self.runtime.begin()
         self._update_d(current_iter)
         self._update_g(current_iter)
+        self.runtime.guard.watch(self.loss_tensors)
         self.model_ema(self._ema_decay_at(current_iter))
         self.loss_tensors = OrderedDict((name, value.detach()) for name, value in self.loss_tensors.items())
 
@@ -163,7 +165,8 @@ class SDStyleGAN2Model(DistillationModel):
         styles = self._styles(max(1, len(self.gt) // train_opt['path_batch_shrink']))
         fake, latents = self.net_g(styles, return_latents=True)
         penalty, length, mean = g_path_regularize(fake, latents, self.mean_path_length)
-        self.mean_path_length = self.runtime.mean(mean)
+        mean = self.runtime.mean(mean)
+        self.mean_path_length = torch.where(mean.isfinite(), mean, self.mean_path_length)  # an update may be skipped
         loss = train_opt['path_reg_weight'] * train_opt['net_g_reg_every'] * penalty
         self.runtime.backward(loss)
         self.loss_tensors.update(l_g_path=loss, path_length=length)
@@ -180,6 +183,8 @@ class SDStyleGAN2Model(DistillationModel):
         """The base's validation, and a picture of the first samples."""
         self._grid: list[Tensor] = []
         super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
+        if not self._grid:
+            return  # interrupted
         grid = tensor2img(torch.cat(self._grid))
         name = dataloader.dataset.opt['name']
         imwrite(grid, osp.join(self.opt['path']['visualization'], f'{name}_{current_iter}.png'))

@@ -30,10 +30,18 @@ class ValidatedModel(SRModel):
     Attributes:
         adapter: How the generator is called.
         teacher: The frozen networks, None where there are none.
+        validated: The last training iteration that was validated, `iter`, and its `metrics` by set and name.
+        interrupted: Asked before each image; a validation that is interrupted is not reported, and not `validated`.
     """
     net_g: Any
     adapter: Adapter
     teacher: Teacher | None
+    validated: dict[str, Any]
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        self.validated = {}
+        self.interrupted: Callable[[], bool] = lambda: False
+        super().__init__(opt)
 
     def test(self) -> None:
         """`self.output` from `self.lq`, by the EMA generator where there is one."""
@@ -65,6 +73,8 @@ class ValidatedModel(SRModel):
             self._initialize_best_metric_results(dataset)
         measured = _Measured(dataset, self._metrics(), self._left_out())
         for data in tqdm(dataloader, unit='image', disable=not self.opt['val'].get('pbar', False), leave=False):
+            if self.interrupted():
+                return
             name = _unused_name(data['lq_path'][0], measured.images)
             if hasattr(self, 'gt'):
                 del self.gt  # of the training batch or the image before
@@ -75,6 +85,14 @@ class ValidatedModel(SRModel):
                 imwrite(image, self._image_path(dataset, name, current_iter))
             measured.add(name, image, self._reference)
         self._report_metrics(measured, current_iter, tb_logger)
+
+    def _initialize_best_metric_results(self, dataset_name: str) -> None:
+        """As BasicSR's; a resumed run may have metrics that its state has not."""
+        super()._initialize_best_metric_results(dataset_name)
+        for metric, option in self._metrics().items():
+            better = option.get('better', 'higher')
+            worst = float('-inf') if better == 'higher' else float('inf')
+            self.best_metric_results[dataset_name].setdefault(metric, {'better': better, 'val': worst, 'iter': -1})
 
     def _metrics(self) -> dict[str, dict[str, Any]]:
         return (self.opt.get('val') or {}).get('metrics') or {}
@@ -100,6 +118,9 @@ class ValidatedModel(SRModel):
         if self._ensembles():
             get_root_logger().warning(f'{dataset}: x8 self-ensemble is on, eight passes per image.')
         self.metric_results = measured.means()
+        if self.validated.get('iter') != current_iter:
+            self.validated = {'iter': current_iter, 'metrics': {}}
+        self.validated['metrics'][dataset] = dict(self.metric_results)
         if not self.metric_results:
             return
         for metric, value in self.metric_results.items():

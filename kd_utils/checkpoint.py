@@ -1,30 +1,45 @@
-"""Checkpoint files: written whole or not at all, read without running code."""
+"""Checkpoint files: written whole or not at all, read without running code, checked before they are resumed from.
+
+A checkpoint is committed by its training state, which is written last. It knows size and hash of every other file that
+belongs to it (`Record`), and a fingerprint of its own content.
+"""
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import pickle
 import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+Record = dict[str, Any]  # {'size': bytes, 'sha256': hex digits}
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint file that cannot be read or written; the text names the file and the remedy."""
 
 
-def save(data: Any, path: str | os.PathLike) -> None:
+class CheckpointWriteError(CheckpointError, OSError):
+    """A checkpoint that cannot be written; what was there before is as it was."""
+
+
+def save(data: Any, path: str | os.PathLike) -> Record:
     """Writes `data` beside `path`, flushes it to the disk and renames it, so that `path` is never half-written.
 
     Args:
         data: What `torch.save` takes.
         path: The final name. The temporary one ends in `.tmp`: BasicSR's own resume reads every `*.state`.
 
+    Returns:
+        Size and hash of the file.
+
     Raises:
-        OSError: The disk is full or the folder not writable; the old file, if any, is as it was.
+        CheckpointWriteError: The disk is full or the folder not writable; the old file, if any, is as it was.
     """
     temporary = Path(f'{path}.tmp')
     try:
@@ -32,11 +47,120 @@ def save(data: Any, path: str | os.PathLike) -> None:
             torch.save(data, file)
             file.flush()
             os.fsync(file.fileno())
+        record = record_of(temporary)
         os.replace(temporary, path)
-    except BaseException:
+        _sync_folder(Path(path).parent)
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError | RuntimeError):
+            raise CheckpointWriteError(f'{path} could not be written ({_reason(error)}). Make room or set the '
+                                       'permissions, then go on with --auto_resume; older checkpoints are as they '
+                                       'were.') from error
         raise
-    _sync_folder(Path(path).parent)
+    return record
+
+
+def _reason(error: BaseException) -> str:
+    """That of the operating system, which PyTorch's writer hides behind an error of its own."""
+    cause: BaseException | None = error
+    while cause is not None and not (isinstance(cause, OSError) and cause.strerror):
+        cause = cause.__cause__ or cause.__context__
+    return str(getattr(cause, 'strerror', error))
+
+
+def record_of(path: str | os.PathLike) -> Record:
+    """Size and hash of a file, as a training state keeps them."""
+    with open(path, 'rb') as file:
+        digest = hashlib.file_digest(file, 'sha256') if hasattr(hashlib, 'file_digest') else _digest(file)
+    return {'size': os.path.getsize(path), 'sha256': digest.hexdigest()}
+
+
+def _digest(file: Any) -> Any:
+    """`hashlib.file_digest` of Python 3.11."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest
+
+
+def check(path: str | os.PathLike, record: Record) -> None:
+    """Compares a file with its record.
+
+    Raises:
+        CheckpointError: The file is missing, or another one than was recorded.
+    """
+    if not os.path.exists(path):
+        raise CheckpointError(f'{path} is missing. Copy it back, or name an older state.')
+    if os.path.getsize(path) != record['size'] or record_of(path)['sha256'] != record['sha256']:
+        raise CheckpointError(f'{path} is not the file that belongs to this state: it was damaged or replaced. '
+                              'Copy it again, or name an older state.')
+
+
+def save_state(state: dict[str, Any], path: str | os.PathLike) -> Record:
+    """`save` of a training state with its fingerprint in it."""
+    return save({**state, 'fingerprint': fingerprint(state)}, path)
+
+
+def load_state(path: str | os.PathLike) -> dict[str, Any]:
+    """A training state; one by BasicSR has no fingerprint and is taken as it is.
+
+    Raises:
+        CheckpointError: The file is missing or damaged, or is no training state.
+    """
+    state = load(path)
+    if not isinstance(state, dict) or not {'iter', 'epoch', 'optimizers', 'schedulers'} <= set(state):
+        raise CheckpointError(f'{path} is no training state. Name a file of the folder training_states.')
+    expected = state.pop('fingerprint', None)
+    if expected is not None and expected != fingerprint(state):
+        raise CheckpointError(f'{path} is damaged: its content is not what was written. Copy it again, or name an '
+                              'older state.')
+    return state
+
+
+def load_complete(path: str | os.PathLike, models: str | os.PathLike, ignored: Iterable[str] = ()) -> dict[str, Any]:
+    """A training state, if all the files that belong to it are there and intact.
+
+    Args:
+        path: The state.
+        models: The folder of its networks; what else belongs to it lies beside it.
+        ignored: Networks that will not be loaded, such as `network_d`.
+
+    Raises:
+        CheckpointError: One of the files is missing or damaged; the text names it.
+    """
+    state = load_state(path)
+    unread = tuple(f'models/{name.replace("network", "net")}_' for name in ignored)
+    for name, record in state.get('files', {}).items():
+        folder = models if name.startswith('models/') else Path(path).parent
+        if not name.startswith(unread):
+            check(Path(folder, Path(name).name), record)
+    return state
+
+
+def fingerprint(content: Any) -> str:
+    """A hash of tensors, numbers and texts in dicts and lists, down to the last bit."""
+    digest = hashlib.sha256()
+    for part in _parts(content):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _parts(content: Any) -> Iterator[bytes]:
+    if torch.is_tensor(content):
+        tensor = content.detach().cpu().contiguous()
+        yield f'{tensor.dtype}{tuple(tensor.shape)}'.encode()
+        yield tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+    elif isinstance(content, Mapping):
+        yield f'dict{len(content)}'.encode()
+        for key, value in content.items():
+            yield f'{key!r}'.encode()
+            yield from _parts(value)
+    elif isinstance(content, list | tuple):
+        yield f'list{len(content)}'.encode()
+        for value in content:
+            yield from _parts(value)
+    else:
+        yield f'{content!r};'.encode()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -173,7 +173,7 @@ TEACHER: Table = {'network_g': 'dict!', 'network_d': 'dict?', 'path': 'dict!', '
 # BasicSR's names of losses; those of other names are this package's.
 STOCK_LOSSES = ('pixel', 'ldl', 'perceptual', 'gan')
 # Keys of `train` that BasicSR's models do not know, and those that are of no use without a discriminator.
-OUR_TRAIN_KEYS = ('stages', 'update_order', 'gan_mode', 'ema_ramp_up')
+OUR_TRAIN_KEYS = ('stages', 'update_order', 'gan_mode', 'ema_ramp_up', 'grad_clip', 'max_bad_steps')
 ADVERSARIAL_KEYS = ('update_order', 'gan_mode', 'net_d_iters', 'net_d_init_iters', 'net_d_reg_every', 'r1_reg_weight')
 
 # Besides these: <name>_opt of every loss.
@@ -181,7 +181,7 @@ TRAIN: Table = {
     'optim_g': 'dict!', 'optim_d': 'dict?', 'scheduler': 'dict?', 'total_iter': 'iters!', 'warmup_iter': 'warmup',
     'ema_decay': 'decay', 'ema_ramp_up': 'ratio?', 'stages': 'dicts?', 'update_order': 'simultaneous|g_first|d_first',
     'gan_mode': 'standard|relativistic', 'net_d_iters': 'size', 'net_d_init_iters': 'count', 'net_d_reg_every': 'size',
-    'r1_reg_weight': 'weight',
+    'r1_reg_weight': 'weight', 'grad_clip': 'ratio?', 'max_bad_steps': 'size',
 }
 # Keys of <name>_opt that the model reads, not the class of the loss.
 TERM_KEYS: dict[str, Table] = {
@@ -196,8 +196,8 @@ STAGE: Table = {
 VAL: Table = {'val_freq': 'iters!train', 'save_img': 'bool', 'suffix': 'name?', 'pbar': 'bool', 'metrics': 'dict?',
               'flip_seq': 'bool', 'center_frame_only': 'bool', 'self_ensemble': 'bool'}
 METRIC: Table = {'type': 'str!', 'better': 'higher|lower', 'reference': 'gt|teacher'}
-LOGGER: Table = {'print_freq': 'iters!train', 'save_checkpoint_freq': 'iters!train', 'use_tb_logger': 'bool',
-                 'wandb': 'dict?'}
+LOGGER: Table = {'print_freq': 'iters!train', 'save_checkpoint_freq': 'iters!train', 'keep_last': 'size?',
+                 'keep_best': 'str?', 'use_tb_logger': 'bool', 'wandb': 'dict?'}
 WANDB: Table = {'project': 'str?', 'resume_id': 'str?'}
 DIST_PARAMS: Table = {'backend': 'nccl|gloo|mpi', 'port': 'size'}
 
@@ -494,6 +494,7 @@ class _Checker:
         self.check_datasets()
         self.check_val()
         self.check_simple('logger', LOGGER)
+        self.check_retention()
         self.check_simple('logger.wandb', WANDB)
         self.check_wandb()
         self.check_simple('dist_params', DIST_PARAMS)
@@ -586,7 +587,7 @@ class _Checker:
         if name in ('RealESRGANModel', 'RealESRNetModel') and self.training and not self.opt['num_gpu']:
             self.refuse(f'{name} of BasicSR needs a GPU. Set `model_type: DistillationModel`, which does the same on '
                         'any device.')
-        for key in ('teacher', 'val.self_ensemble', *keys):
+        for key in ('teacher', 'val.self_ensemble', 'logger.keep_last', 'logger.keep_best', *keys):
             if get(self.opt, key) is not None:
                 self.refuse(f'`{key}` is not read by {self.opt["model_type"]}, which is BasicSR\'s own. '
                             f'Set `model_type: DistillationModel`, or take `{key}` out.')
@@ -650,6 +651,23 @@ class _Checker:
             if value is not None and network.startswith('network_') and not section.get(network):
                 self.doubt(f'`{prefix}path.{key}` has weights for `{prefix}{network}`, which is missing. '
                            'Add the network, or take the weights out.')
+
+    def check_retention(self) -> None:
+        """`logger.keep_best` names a metric that the state of each saved iteration knows."""
+        metric = get(self.opt, 'logger.keep_best')
+        if metric is None:
+            return
+        if get(self.opt, 'logger.keep_last') is None:
+            self.refuse('`logger.keep_best` keeps one more checkpoint than `logger.keep_last`, which is missing. '
+                        'Write how many are to be kept besides the best, such as `keep_last: 3`.')
+        metrics = get(self.opt, 'val.metrics') or {}
+        if metric not in metrics:
+            self.refuse(f'`logger.keep_best: {metric}` is none of `val.metrics`, which has: '
+                        f'{", ".join(metrics) or "nothing"}.{nearest(str(metric), metrics)}')
+        validated, saved = get(self.opt, 'val.val_freq'), get(self.opt, 'logger.save_checkpoint_freq')
+        if _is_whole(validated) and _is_whole(saved) and saved % validated:
+            self.refuse(f'`logger.keep_best` needs a validation wherever a checkpoint is saved, and {saved} is no '
+                        f'multiple of `val.val_freq`, {validated}. Write `save_checkpoint_freq: {validated}`.')
 
     def check_wandb(self) -> None:
         """What BasicSR finds out after the folders of the run are made."""

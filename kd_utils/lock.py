@@ -1,0 +1,50 @@
+"""One training per experiment: a lock that ends with its process, however that ends."""
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+from kd_utils.schema import OptionError
+
+
+class ExperimentLock:
+    """The lock of an experiment's folder, held until it is closed.
+
+    It is the kernel's (POSIX `fcntl`), on the file `.lock` in the folder: loader workers do not inherit it, and of a
+    killed process it is free at once. The file itself means nothing, and goes with the folder when that is archived.
+
+    Args:
+        experiment: The folder.
+    """
+
+    def __init__(self, experiment: str | os.PathLike) -> None:
+        self.folder = Path(experiment)
+        self._files = ExitStack()
+
+    def __enter__(self) -> ExperimentLock:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._files.close()
+
+    def hold(self) -> None:
+        """Takes the lock, if there is such a folder.
+
+        Raises:
+            OptionError: Another process holds it, or the file cannot be made.
+        """
+        if not self.folder.is_dir():
+            return
+        path = self.folder / '.lock'
+        try:
+            file = self._files.enter_context(path.open('a'))
+        except OSError as error:
+            raise OptionError(f'{path} cannot be written ({error.strerror}). Give this user the right to write there, '
+                              'or this run another `name`.') from None
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OptionError(f'{self.folder} is being trained by another process, which is still running. Wait for '
+                              'it, stop it, or give this run another `name`.') from None

@@ -1,0 +1,176 @@
+"""Trainings in processes of their own, forked from one that has imported everything, so that they start fast."""
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from kd_cli.train import main
+from kd_utils import checkpoint
+from tests.support import assert_equal_weights, save_teacher, train_yaml, write_yaml
+
+STRESS = bool(os.environ.get('KD_STRESS'))
+
+
+def counted(fast: int, stress: int) -> int:
+    """How often something is tried: in `make test`, and in `make stress`."""
+    return stress if STRESS else fast
+
+
+def report(text: str) -> None:
+    """A line of the output of `make stress`."""
+    if STRESS:
+        print(f'\n[stress] {text}', flush=True)
+
+
+class Child:
+    """A forked process, its output in a file.
+
+    Args:
+        function: What it does; an exit code may be raised as SystemExit.
+        output: The file.
+        environment: Variables that it has.
+    """
+
+    def __init__(self, function: Callable[[], None], output: Path, **environment: str) -> None:
+        self.output = output
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._run(function, environment)
+
+    def _run(self, function: Callable[[], None], environment: dict[str, str]) -> None:
+        code = 99
+        try:
+            descriptor = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(descriptor, 1)
+            os.dup2(descriptor, 2)
+            sys.stdout, sys.stderr = os.fdopen(1, 'w', closefd=False), os.fdopen(2, 'w', closefd=False)
+            os.environ.update(environment)
+            function()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def wait(self, timeout: float = 120) -> int:
+        """Its exit code, negative for a signal that ended it."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.01)
+        self.kill()
+        pytest.fail(f'no end after {timeout} s: {self.text()[-2000:]}')
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> int:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+
+class Experiment:
+    """A tiny training under `root`, with EMA, discriminator and adaptors, saved in every iteration.
+
+    Args:
+        root: A folder of its own.
+        images: Of the fixture.
+        changes: As for `train_yaml`.
+    """
+
+    def __init__(self, root: Path, images: Path, **changes) -> None:
+        self.root = root
+        root.mkdir(exist_ok=True)
+        gan = {'network_d': {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4},
+               'train__gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla', 'loss_weight': 0.1},
+               'train__optim_d': {'type': 'Adam', 'lr': 1e-3}, 'train__feature_kd_opt': {'type': 'MLPFeatureLoss'}}
+        self.options = train_yaml(images, **{'teacher': save_teacher(root), 'logger__save_checkpoint_freq': 1, **gan,
+                                             **changes})
+        self.yaml = write_yaml(root / 'tiny.yml', self.options)
+        self.folder = root / 'experiments' / self.options['name']
+
+    def run(self, *arguments: str) -> None:
+        """In this process."""
+        main(['-opt', str(self.yaml), *arguments], root_path=str(self.root))
+
+    def start(self, *arguments: str, before: Callable[[], None] = lambda: None, **environment: str) -> Child:
+        """In a process of its own, which does something `before`."""
+        rank = environment.get('RANK', '')
+
+        def function() -> None:
+            before()
+            self.run(*arguments)
+        return Child(function, self.root / f'output{rank}.txt', **environment)
+
+    def states(self) -> list[int]:
+        folder = self.folder / 'training_states'
+        return sorted(int(path.stem) for path in folder.glob('*.state')) if folder.exists() else []
+
+    def wait_for_state(self, child: Child, timeout: float = 60) -> None:
+        """Until there is one."""
+        end = time.monotonic() + timeout
+        while not self.states():
+            assert time.monotonic() < end and not os.waitpid(child.pid, os.WNOHANG)[0], child.text()[-2000:]
+            time.sleep(0.02)
+
+    def curve(self) -> dict:
+        """(iteration, set) -> metrics; a repeated validation replaces the one before."""
+        lines = (self.folder / 'validation.jsonl').read_text().splitlines()
+        return {(line['iter'], line['dataset']): line['metrics'] for line in map(json.loads, lines)}
+
+
+def assert_same_end(a: Experiment, b: Experiment) -> None:
+    """Bit for bit: networks, EMA, the whole last state, and the curve."""
+    assert a.states()[-1] == b.states()[-1]
+    names = {path.name for path in (a.folder / 'models').glob('*_latest.pth')}
+    assert names and names == {path.name for path in (b.folder / 'models').glob('*_latest.pth')}
+    for name in names:
+        x, y = (torch.load(e.folder / 'models' / name, weights_only=True) for e in (a, b))
+        assert x.keys() == y.keys()
+        for key in x:
+            assert_equal_weights(x[key], y[key])
+    x, y = (last_state(e) for e in (a, b))
+    for key in ('files', 'kept'):
+        x.pop(key), y.pop(key)
+    differing = [key for key in x if checkpoint.fingerprint(x[key]) != checkpoint.fingerprint(y[key])]
+    assert x.keys() == y.keys() and not differing, differing
+    assert a.curve() == b.curve()
+
+
+def last_state(experiment: Experiment) -> dict:
+    return checkpoint.load_state(experiment.folder / 'training_states' / f'{experiment.states()[-1]}.state')
+
+
+@contextlib.contextmanager
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter, unlike pytest's."""
+    import shutil
+    import tempfile
+    folder = Path(tempfile.mkdtemp(prefix='basicsr_kd_'))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,248 @@
+"""Signals, full disks, folders that may not be written, and two runs of one experiment."""
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+
+from kd_cli.stopping import STOPPED
+from kd_utils import checkpoint
+from tests.test_reliability.harness import STRESS, Experiment, assert_same_end, counted, open_folder, report
+
+
+def slow_validation(seconds):
+    """Makes each validation image take that long, in this process."""
+    from kd_models.validation import ValidatedModel
+    test = ValidatedModel.test
+
+    def slow(model):
+        time.sleep(seconds)
+        test(model)
+    ValidatedModel.test = slow
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory, images):
+    """A run that nobody disturbs; saved in the middle and at the end only."""
+    experiment = Experiment(tmp_path_factory.mktemp('whole'), images, train__total_iter=30, val__val_freq=10,
+                            logger__save_checkpoint_freq=20)
+    assert experiment.start().wait() == 0
+    return experiment
+
+
+def disturbed(folder, whole):
+    """The same run elsewhere."""
+    experiment = Experiment(folder, whole.root)
+    experiment.options = whole.options
+    experiment.yaml.write_text(whole.yaml.read_text())
+    return experiment
+
+
+def wait_until(condition, child, timeout=60):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, child.text()[-2000:]
+        time.sleep(0.01)
+
+
+def logged(experiment, text):
+    """Whether the log has it."""
+    return any(text in path.read_text() for path in experiment.folder.glob('*.log'))
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_iteration_and_saves(tmp_path, whole, number):
+    experiment = disturbed(tmp_path / 'run', whole)
+    child = experiment.start()
+    wait_until(lambda: logged(experiment, 'iter:       2'), child)
+    child.signal(number)
+    assert child.wait() == STOPPED, child.text()[-2000:]
+    stopped_at, = experiment.states()
+    assert f'Stopped at iteration {stopped_at} with its state saved' in child.text() and 'Traceback' not in child.text()
+    assert logged(experiment, f'{signal.Signals(number).name}: this iteration is finished')
+    assert experiment.start('--auto_resume').wait() == 0
+    assert_same_end(whole, experiment)
+
+
+def test_a_signal_leaves_a_validation_which_is_made_up_for(tmp_path, whole):
+    experiment = disturbed(tmp_path / 'run', whole)
+    child = experiment.start(before=lambda: slow_validation(0.5))
+    wait_until(lambda: logged(experiment, 'iter:      10'), child)
+    time.sleep(0.7)  # one of six images is done
+    child.signal(signal.SIGTERM)
+    start = time.monotonic()
+    assert child.wait() == STOPPED
+    assert time.monotonic() - start < 2 and experiment.states() == [10]
+    assert not (experiment.folder / 'validation.jsonl').exists()
+    assert experiment.start('--auto_resume').wait() == 0
+    assert_same_end(whole, experiment)
+
+
+def test_a_second_signal_ends_the_run_at_once_if_it_is_not_the_first_one_twice(tmp_path, whole):
+    def endless(seconds=60):
+        from kd_models.distillation_model import DistillationModel
+
+        def sleep(model, data):
+            print('asleep', flush=True)
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:  # a signal interrupts time.sleep
+                time.sleep(0.1)
+        DistillationModel.feed_data = sleep
+    child = disturbed(tmp_path / 'run', whole).start(before=endless)
+    wait_until(lambda: 'asleep' in child.text(), child)
+    for _ in range(3):
+        child.signal(signal.SIGTERM)
+        time.sleep(0.2)
+    assert os.waitpid(child.pid, os.WNOHANG)[0] == 0  # torchrun's two signals are one
+    time.sleep(3)
+    child.signal(signal.SIGTERM)
+    assert child.wait(5) == 128 + signal.SIGTERM
+
+
+def test_workers_do_not_end_before_the_run_has_saved(tmp_path, images):
+    """The signal goes to the whole group, as from a terminal or torchrun."""
+    changes = {'train__total_iter': 40, 'datasets__train__num_worker_per_gpu': 2, 'logger__save_checkpoint_freq': 40}
+    a, b = (Experiment(tmp_path / name, images, **changes) for name in 'ab')
+    assert a.start().wait() == 0
+    child = b.start(before=os.setsid)
+    wait_until(lambda: logged(b, 'iter:       2'), child)
+    os.killpg(child.pid, signal.SIGTERM)
+    assert child.wait() == STOPPED, child.text()[-2000:]
+    assert b.start('--auto_resume').wait() == 0
+    assert_same_end(a, b)
+
+
+def test_a_finished_run_can_be_extended(tmp_path, whole):
+    experiment = disturbed(tmp_path / 'run', whole)
+    assert experiment.start('--force_yml', 'train:total_iter=10').wait() == 0
+    assert experiment.states() == [10]
+    assert experiment.start('--auto_resume').wait() == 0
+    assert_same_end(whole, experiment)
+
+
+def limit_files(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.parametrize('file', ['models/net_g_20.pth', 'training_states/20.state'])
+def test_a_full_disk_stops_the_run_and_keeps_what_was_there(tmp_path, whole, file):
+    """A file that may not grow to its size stands for the disk: the write fails in the middle."""
+    experiment = disturbed(tmp_path / 'run', whole)
+    assert experiment.start('--force_yml', 'train:total_iter=10').wait() == 0
+    before = {path: path.read_bytes() for path in experiment.folder.glob('*/*') if path.is_file()}
+    size = (whole.folder / file).stat().st_size // 2
+    if file.endswith('.state'):
+        largest = max(path.stat().st_size for path in (whole.folder / 'models').glob('*_20.pth'))
+        size = max(size, largest + 1)  # the networks fit
+    child = experiment.start('--auto_resume', before=lambda: limit_files(size))
+    code = child.wait()
+    assert code == 2 and f'{file} could not be written (File too large)' in child.text(), child.text()[-2000:]
+    assert 'Traceback' not in child.text() and experiment.states() == [10]
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert not list(experiment.folder.glob('*/*.tmp'))
+    assert experiment.start('--auto_resume').wait() == 0
+    assert_same_end(whole, experiment)
+
+
+@pytest.mark.skipif(not STRESS, reason='needs the right to mount; the fast version is above')
+def test_a_full_file_system(tmp_path, whole):
+    """ENOSPC from a small tmpfs, at many levels of fullness."""
+    disk = tmp_path / 'disk'
+    disk.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', disk], capture_output=True).returncode:
+        report('full disk: no right to mount a tmpfs, left out')
+        pytest.skip('no right to mount')
+    try:
+        failed = 0
+        for attempt in range(counted(1, 20)):
+            experiment = disturbed(disk / str(attempt), whole)
+            assert experiment.start('--force_yml', 'train:total_iter=10').wait() == 0
+            free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+            (disk / 'ballast').write_bytes(bytes(max(0, free - (attempt + 1) * 12_000)))
+            child = experiment.start('--auto_resume')
+            code = child.wait()
+            (disk / 'ballast').unlink()
+            assert code in (0, 2), child.text()[-3000:]
+            failed += code == 2
+            assert experiment.start('--auto_resume').wait() == 0
+            assert_same_end(whole, experiment)
+            subprocess.run(['rm', '-r', experiment.root], check=True)
+        assert failed > 3
+        report(f'full disk: {failed} of {counted(1, 20)} runs ended by ENOSPC on a tmpfs, all resumed to the '
+               'undisturbed end')
+    finally:
+        subprocess.run(['umount', disk], check=True)
+
+
+@pytest.mark.parametrize('folder', ['models', 'training_states'])
+def test_a_folder_that_may_not_be_written_stops_the_run(images, folder):
+    if os.geteuid() != 0:
+        pytest.skip('changes the user, which only root may')
+
+    def nobody():
+        os.setgid(65534)
+        os.setuid(65534)
+    with open_folder() as root:
+        shutil.copytree(images, root / 'images')
+        os.chmod(root / 'images', 0o755)
+        experiment = Experiment(root / 'run', root / 'images')
+        assert experiment.start('--force_yml', 'train:total_iter=2').wait() == 0
+        for path in [experiment.folder.parent, *experiment.folder.parent.rglob('*')]:
+            if folder not in path.parts:
+                os.chown(path, 65534, 65534)
+        child = experiment.start('--auto_resume', before=nobody)
+        assert child.wait() == 2, child.text()[-2000:]
+        assert f'/{folder}/' in child.text() and 'could not be written (Permission denied)' in child.text()
+        assert 'Traceback' not in child.text() and experiment.states() == [1, 2]
+
+
+def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path, whole):
+    experiment = disturbed(tmp_path / 'run', whole)
+    first = experiment.start('--force_yml', 'train:total_iter=100000', 'datasets:train:num_worker_per_gpu=2')
+    wait_until(lambda: logged(experiment, 'iter:       2'), first)
+    for arguments in ((), ('--auto_resume', )):
+        (experiment.root / 'other').mkdir(exist_ok=True)
+        second = Experiment.start(experiment, *arguments)
+        assert second.wait() == 2 and 'is being trained by another process' in second.text()
+    assert [path.name for path in experiment.folder.parent.iterdir() if path.is_dir()] == ['tiny']  # none archived
+    first.kill()
+    assert experiment.start().wait() == 0  # although its orphaned workers may still be there
+
+
+def test_old_checkpoints_are_removed_but_not_the_best(tmp_path, images):
+    experiment = Experiment(tmp_path / 'run', images, train__total_iter=8, val__val_freq=2,
+                            logger__save_checkpoint_freq=2, logger__keep_last=2, logger__keep_best='psnr')
+    child = experiment.start('--force_yml', 'train:total_iter=4')
+    assert child.wait() == 0 and experiment.states() == [2, 4]
+    # as if iteration 2 had been the best by far
+    path = experiment.folder / 'training_states' / '4.state'
+    state = checkpoint.load_state(path)
+    state['kept'][2] = 99.
+    checkpoint.save_state(state, path)
+    assert experiment.start('--auto_resume').wait() == 0
+    assert experiment.states() == [2, 6, 8]
+    names = {path.name for path in (experiment.folder / 'models').iterdir()}
+    assert names == {f'net_{net}_{which}.pth' for net in 'gd' for which in (2, 6, 8, 'latest')}
+    assert len(list((experiment.folder / 'training_states').iterdir())) == 3
+
+
+def test_the_only_good_checkpoint_is_not_removed(tmp_path, images):
+    """What was just written cannot be read back: the one before it stays."""
+    experiment = Experiment(tmp_path / 'run', images, train__total_iter=3, logger__keep_last=1)
+
+    def damage():
+        save = checkpoint.save_state
+
+        def broken(state, path):
+            save(state, path)
+            if state['iter'] == 3:
+                os.truncate(path, os.path.getsize(path) - 1)
+        checkpoint.save_state = broken
+    child = experiment.start(before=damage)
+    assert child.wait() == 2 and '3.state is damaged' in child.text()
+    assert experiment.states() == [2, 3] and torch.load(experiment.folder / 'models' / 'net_g_2.pth')
+    assert experiment.start('--auto_resume').wait() == 0 and experiment.states() == [3]
