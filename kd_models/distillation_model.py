@@ -322,8 +322,8 @@ class DistillationModel(ValidatedModel):
         inputs = self.adapter.inputs(self.net_g, self.lq, self.batch)
         step = Step(self.lq, {'gt': self.gt, **self.targets()}, inputs)
         self.loss_tensors: OrderedDict[str, Tensor] = OrderedDict()
-        self.runtime.begin()
-        self._update(step, current_iter)
+        with self.runtime.iteration():
+            self._update(step, current_iter)
         self.runtime.guard.watch(self.loss_tensors)
         self.output = step.output.detach()
         if self.ema_decay > 0:

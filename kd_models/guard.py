@@ -29,7 +29,7 @@ class Buffers:
             torch._foreach_copy_(self.kept, self.buffers)
 
     @torch.no_grad()
-    def restore_unless(self, finite: Tensor) -> None:
+    def settle(self, finite: Tensor) -> None:
         """Puts them back where `finite` is false, and remembers them as they then are."""
         for kept, buffer in zip(self.kept, self.buffers, strict=True):
             buffer.copy_(torch.where(finite, buffer, kept))

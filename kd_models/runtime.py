@@ -6,7 +6,8 @@ randomly skipped branches made these gradients. Precision, memory format and com
 """
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ class Runtime:
         self.distributed = distributed
         self.grad_clip: float | None = train_opt.get('grad_clip')
         self.guard = Guard(device, train_opt.get('max_bad_steps', 10))
-        self._finite = torch.tensor(True, device=device)
+        self._finite = torch.tensor(True, device=device)        # the losses of the next update
+        self._finite_since = torch.tensor(True, device=device)  # the updates since the generator's
         self._updates: dict[str, tuple[Optimizer, Buffers]] = {}
         # which gradients there are is agreed on between the CPUs, so that nobody waits for a GPU
         self._cpu_group: Any = dist.new_group(backend='gloo') if distributed and dist.get_backend() != 'gloo' else None
@@ -54,7 +56,7 @@ class Runtime:
     def protect(self, network: str, optimizer: Optimizer, *nets: nn.Module) -> None:
         """Lets updates by `optimizer` that are not finite leave `nets` as they were, and be counted for `network`.
 
-        The first one is the generator's: its update passes through all networks that are protected.
+        The first one is the generator's, whose update passes through all of these networks.
         """
         self._updates[network] = optimizer, Buffers(nets)
 
@@ -67,10 +69,15 @@ class Runtime:
                 for tensor in (*net.parameters(), *net.buffers()):
                     dist.broadcast(tensor, src=0)
 
-    def begin(self) -> None:
-        """Before the first forward of an iteration."""
+    @contextmanager
+    def iteration(self) -> Iterator[None]:
+        """Around all forwards and updates of one iteration."""
         for _, buffers in self._updates.values():
             buffers.keep()
+        self._finite_since = torch.tensor(True, device=self.device)
+        yield
+        for _, buffers in list(self._updates.values())[:1]:
+            buffers.settle(self._finite_since)  # its images for an update of the discriminator that was skipped
 
     def backward(self, loss: Tensor) -> None:
         """Adds the loss's gradients to the parameters'."""
@@ -106,12 +113,15 @@ class Runtime:
             optimizer.step()
 
     def _settle(self, optimizer: Optimizer, finite: Tensor) -> None:
-        of_generator = bool(self._updates) and next(iter(self._updates.values()))[0] is optimizer
+        """Buffers of the generator must not be touched between its forward and its backward."""
+        generator = next(iter(self._updates), None)
+        of_generator = generator is not None and self._updates[generator][0] is optimizer
         for network, (other, buffers) in self._updates.items():
             if other is optimizer:
                 self.guard.count(network, finite)
-            if of_generator or other is optimizer:
-                buffers.restore_unless(finite)
+            if other is optimizer or of_generator:
+                buffers.settle(finite)
+        self._finite_since = torch.ones_like(finite) if of_generator else self._finite_since & finite
 
     def _average_gradients(self, params: Iterable[Tensor], finite: Tensor) -> Tensor:
         """Whether the update is finite on all processes, which is sent along with the gradients."""

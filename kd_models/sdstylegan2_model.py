@@ -102,9 +102,9 @@ class SDStyleGAN2Model(DistillationModel):
         """One update of the discriminator, one of the generator, and the EMA."""
         self._enter_stage(current_iter)
         self.loss_tensors: OrderedDict[str, Tensor] = OrderedDict()
-        self.runtime.begin()
-        self._update_d(current_iter)
-        self._update_g(current_iter)
+        with self.runtime.iteration():
+            self._update_d(current_iter)
+            self._update_g(current_iter)
         self.runtime.guard.watch(self.loss_tensors)
         self.model_ema(self._ema_decay_at(current_iter))
         self.loss_tensors = OrderedDict((name, value.detach()) for name, value in self.loss_tensors.items())
