@@ -1,5 +1,6 @@
 # make demo   installs into .venv and runs the main job: teacher, student alone, student distilled, one table, two pictures
 # make test   installs what it needs and runs lint, types and tests
+# make stress runs the tests of docs/reliability.md with their full counts, about half an hour; prints the counts
 # make install TORCH="torch==2.13.0 torchvision==0.28.0"   another torch (the default is the newest of the registry)
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -q
 MARK := $(VENV)/.installed
 TORCH_MARK := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d' ' -f1)
 
-.PHONY: demo test install
+.PHONY: demo test stress install
 
 demo: install
 	$(VENV)/bin/python -m kd_cli.demo
@@ -19,6 +20,9 @@ test: $(MARK)-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q
+
+stress: $(MARK)-dev
+	KD_STRESS=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -s -rs tests/test_reliability
 
 install: $(MARK)
 
