@@ -19,7 +19,7 @@ demo: install
 test: $(MARK)-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist worksteal
 
 stress: $(MARK)-dev
 	KD_STRESS=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -s -rs tests/test_reliability

@@ -42,6 +42,7 @@ class Child:
 
     def __init__(self, function: Callable[[], None], output: Path, **environment: str) -> None:
         self.output = output
+        output.write_text('')
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
@@ -51,7 +52,7 @@ class Child:
     def _run(self, function: Callable[[], None], environment: dict[str, str]) -> None:
         code = 99
         try:
-            descriptor = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            descriptor = os.open(self.output, os.O_WRONLY)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             sys.stdout, sys.stderr = os.fdopen(1, 'w', closefd=False), os.fdopen(2, 'w', closefd=False)
@@ -128,17 +129,30 @@ class Experiment:
         folder = self.folder / 'training_states'
         return sorted(int(path.stem) for path in folder.glob('*.state')) if folder.exists() else []
 
-    def wait_for_state(self, child: Child, timeout: float = 60) -> None:
-        """Until there is one."""
-        end = time.monotonic() + timeout
-        while not self.states():
-            assert time.monotonic() < end and not os.waitpid(child.pid, os.WNOHANG)[0], child.text()[-2000:]
-            time.sleep(0.02)
-
     def curve(self) -> dict:
         """(iteration, set) -> metrics; a repeated validation replaces the one before."""
         lines = (self.folder / 'validation.jsonl').read_text().splitlines()
         return {(line['iter'], line['dataset']): line['metrics'] for line in map(json.loads, lines)}
+
+
+def at_iteration(number: int, action: Callable[[], None]) -> None:
+    """Lets this process do something within an iteration."""
+    from kd_models.distillation_model import DistillationModel
+    optimize = DistillationModel.optimize_parameters
+
+    def then(model, iteration):
+        optimize(model, iteration)
+        if iteration == number:
+            action()
+    DistillationModel.optimize_parameters = then  # type: ignore[method-assign]
+
+
+def disturbed(folder: Path, whole: Experiment) -> Experiment:
+    """The same experiment elsewhere."""
+    experiment = Experiment(folder, whole.root)
+    experiment.options = whole.options
+    experiment.yaml.write_text(whole.yaml.read_text())
+    return experiment
 
 
 def assert_same_end(a: Experiment, b: Experiment) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kd_cli.stopping import STOPPED
-from tests.test_reliability.harness import Experiment, assert_same_end, report
+from tests.test_reliability.harness import Experiment, assert_same_end, at_iteration, disturbed, report
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,25 +40,6 @@ def whole(tmp_path_factory, images):
     experiment = Experiment(tmp_path_factory.mktemp('whole'), images, **changes())
     assert [child.wait() for child in two(experiment)] == [0, 0]
     return experiment
-
-
-def disturbed(folder, whole):
-    experiment = Experiment(folder, whole.root)
-    experiment.options = whole.options
-    experiment.yaml.write_text(whole.yaml.read_text())
-    return experiment
-
-
-def at_iteration(number, action):
-    """Lets this process do something within that iteration."""
-    from kd_models.distillation_model import DistillationModel
-    optimize = DistillationModel.optimize_parameters
-
-    def then(model, iteration):
-        optimize(model, iteration)
-        if iteration == number:
-            action()
-    DistillationModel.optimize_parameters = then
 
 
 def test_a_signal_to_one_stops_all_at_the_same_iteration(tmp_path, whole):

@@ -11,18 +11,16 @@ import torch
 
 from kd_cli.stopping import STOPPED
 from kd_utils import checkpoint
-from tests.test_reliability.harness import STRESS, Experiment, assert_same_end, counted, open_folder, report
-
-
-def slow_validation(seconds):
-    """Makes each validation image take that long, in this process."""
-    from kd_models.validation import ValidatedModel
-    test = ValidatedModel.test
-
-    def slow(model):
-        time.sleep(seconds)
-        test(model)
-    ValidatedModel.test = slow
+from tests.test_reliability.harness import (
+    STRESS,
+    Experiment,
+    assert_same_end,
+    at_iteration,
+    counted,
+    disturbed,
+    open_folder,
+    report,
+)
 
 
 @pytest.fixture(scope='module')
@@ -31,14 +29,6 @@ def whole(tmp_path_factory, images):
     experiment = Experiment(tmp_path_factory.mktemp('whole'), images, train__total_iter=30, val__val_freq=10,
                             logger__save_checkpoint_freq=20)
     assert experiment.start().wait() == 0
-    return experiment
-
-
-def disturbed(folder, whole):
-    """The same run elsewhere."""
-    experiment = Experiment(folder, whole.root)
-    experiment.options = whole.options
-    experiment.yaml.write_text(whole.yaml.read_text())
     return experiment
 
 
@@ -57,12 +47,10 @@ def logged(experiment, text):
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_iteration_and_saves(tmp_path, whole, number):
     experiment = disturbed(tmp_path / 'run', whole)
-    child = experiment.start()
-    wait_until(lambda: logged(experiment, 'iter:       2'), child)
-    child.signal(number)
+    child = experiment.start(before=lambda: at_iteration(7, lambda: os.kill(os.getpid(), number)))
     assert child.wait() == STOPPED, child.text()[-2000:]
-    stopped_at, = experiment.states()
-    assert f'Stopped at iteration {stopped_at} with its state saved' in child.text() and 'Traceback' not in child.text()
+    assert experiment.states() == [7] and 'Traceback' not in child.text()
+    assert 'Stopped at iteration 7 with its state saved' in child.text()
     assert logged(experiment, f'{signal.Signals(number).name}: this iteration is finished')
     assert experiment.start('--auto_resume').wait() == 0
     assert_same_end(whole, experiment)
@@ -70,14 +58,22 @@ def test_a_signal_finishes_the_iteration_and_saves(tmp_path, whole, number):
 
 def test_a_signal_leaves_a_validation_which_is_made_up_for(tmp_path, whole):
     experiment = disturbed(tmp_path / 'run', whole)
-    child = experiment.start(before=lambda: slow_validation(0.5))
-    wait_until(lambda: logged(experiment, 'iter:      10'), child)
-    time.sleep(0.7)  # one of six images is done
-    child.signal(signal.SIGTERM)
-    start = time.monotonic()
+
+    def stop_at_the_second_image():
+        from kd_models.validation import ValidatedModel
+        test, count = ValidatedModel.test, iter(range(1, 100))
+
+        def counted_test(model):
+            image = next(count)
+            print(f'image {image}')
+            if image == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            test(model)
+        ValidatedModel.test = counted_test
+    child = experiment.start(before=stop_at_the_second_image)
     assert child.wait() == STOPPED
-    assert time.monotonic() - start < 2 and experiment.states() == [10]
-    assert not (experiment.folder / 'validation.jsonl').exists()
+    assert 'image 2' in child.text() and 'image 3' not in child.text()
+    assert experiment.states() == [10] and not (experiment.folder / 'validation.jsonl').exists()
     assert experiment.start('--auto_resume').wait() == 0
     assert_same_end(whole, experiment)
 
@@ -105,14 +101,16 @@ def test_a_second_signal_ends_the_run_at_once_if_it_is_not_the_first_one_twice(t
 
 def test_workers_do_not_end_before_the_run_has_saved(tmp_path, images):
     """The signal goes to the whole group, as from a terminal or torchrun."""
-    changes = {'train__total_iter': 40, 'datasets__train__num_worker_per_gpu': 2, 'logger__save_checkpoint_freq': 40}
+    changes = {'train__total_iter': 12, 'datasets__train__num_worker_per_gpu': 2, 'logger__save_checkpoint_freq': 12}
     a, b = (Experiment(tmp_path / name, images, **changes) for name in 'ab')
     assert a.start().wait() == 0
-    child = b.start(before=os.setsid)
-    wait_until(lambda: logged(b, 'iter:       2'), child)
-    os.killpg(child.pid, signal.SIGTERM)
+
+    def before():
+        os.setsid()
+        at_iteration(5, lambda: os.killpg(os.getpid(), signal.SIGTERM))
+    child = b.start(before=before)
     assert child.wait() == STOPPED, child.text()[-2000:]
-    assert b.start('--auto_resume').wait() == 0
+    assert b.states() == [5] and b.start('--auto_resume').wait() == 0
     assert_same_end(a, b)
 
 
