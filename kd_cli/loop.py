@@ -96,7 +96,7 @@ def train_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
         open_log_file('train')
         tb_logger = init_tb_loggers(opt)
         if isinstance(cache, TeacherCache):
-            _fill_cache(opt, cache, model)
+            _fill_cache(opt, cache, model, request)
         _train(opt, model, train_loader, sampler, val_loaders, current_iter, tb_logger, request)
         if tb_logger:
             tb_logger.close()
@@ -115,6 +115,8 @@ def _train(opt: dict[str, Any], model: Any, train_loader: DataLoader, sampler: D
     model.interrupted = lambda: bool(request)
     if current_iter and hasattr(model, 'validated') and _validation_is_due(opt, current_iter):
         _validate(opt, model, val_loaders, current_iter, tb_logger)  # what was left of it when the run was stopped
+        if meeting.anyone(bool(request)):
+            raise Stopped(f'Stopped at iteration {current_iter}, whose state is there. Go on with --auto_resume.')
     with _progress_bar(current_iter, total, opt['rank']) as bar:
         for epoch, data in _batches(opt, train_loader, sampler, current_iter, total):
             data_timer.record()
@@ -317,7 +319,7 @@ def create_loaders(opt: dict[str, Any]) -> tuple[DataLoader, DrawSampler, list[D
     return train_loader, sampler, val_loaders
 
 
-def _fill_cache(opt: dict[str, Any], cache: TeacherCache, model: Any) -> None:
+def _fill_cache(opt: dict[str, Any], cache: TeacherCache, model: Any, request: StopRequest) -> None:
     """Makes the images that the teacher's cache lacks, each process its share."""
     logger, missing = get_root_logger(), cache.missing(opt['rank'], opt['world_size'])
     logger.info(f'Teacher cache {cache.folder}: {len(missing)} images to be made on this process, for a training set '
@@ -326,6 +328,9 @@ def _fill_cache(opt: dict[str, Any], cache: TeacherCache, model: Any) -> None:
         made = cache.fill(missing, lambda lq: model.cacheable(lq.to(model.device)))
         for done, _ in enumerate(made, 1):
             bar.update()
+            if request:
+                raise Stopped(f'Stopped before the training, with {done} of {len(missing)} missing images of the '
+                              "teacher's cache made. They are kept; start again to go on.")
             if done == len(missing) or done % -(-len(missing) // 10) == 0:  # in a log file there is no bar
                 logger.info(f'Teacher cache: {done} of {len(missing)} images made.')
     if opt['dist']:

@@ -55,6 +55,9 @@ def _choose(opt: dict[str, Any]) -> str | None:
                           'them is complete; the log above says why. Repair one, or give this run another `name`.')
     if named is not None:
         _load_complete(opt, named)
+    elif opt['auto_resume'] and osp.isdir(opt['path']['experiments_root']):
+        get_root_logger().warning(f'--auto_resume: {opt["path"]["experiments_root"]} has no state. A new run starts, '
+                                  'and that folder is archived.')
     return named
 
 

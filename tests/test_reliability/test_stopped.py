@@ -244,3 +244,43 @@ def test_the_only_good_checkpoint_is_not_removed(tmp_path, images):
     assert child.wait() == 2 and '3.state is damaged' in child.text()
     assert experiment.states() == [2, 3] and torch.load(experiment.folder / 'models' / 'net_g_2.pth')
     assert experiment.start('--auto_resume').wait() == 0 and experiment.states() == [3]
+
+
+def test_a_validation_that_is_made_up_for_may_be_interrupted_again(tmp_path, whole):
+    experiment = disturbed(tmp_path / 'run', whole)
+
+    def stop_at_the_first_image():
+        from kd_models.validation import ValidatedModel
+        test = ValidatedModel.test
+
+        def stopped(model):
+            os.kill(os.getpid(), signal.SIGTERM)
+            test(model)
+        ValidatedModel.test = stopped
+    for arguments in ((), ('--auto_resume', )):
+        assert experiment.start(*arguments, before=stop_at_the_first_image).wait() == STOPPED
+        assert experiment.states() == [10] and not (experiment.folder / 'validation.jsonl').exists()
+    assert experiment.start('--auto_resume').wait() == 0
+    assert_same_end(whole, experiment)
+
+
+def test_a_signal_while_the_teachers_cache_is_made(tmp_path, images):
+    changes = {'train__total_iter': 4, 'train__feature_kd_opt': None, 'train__response_kd_opt': {'type': 'L1Loss'}}
+    a, b = (Experiment(tmp_path / name, images, **changes) for name in 'ab')
+
+    def stop():
+        from kd_models.distillation_model import DistillationModel
+        make = DistillationModel.cacheable
+
+        def stopped(model, lq):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return make(model, lq)
+        DistillationModel.cacheable = stopped
+
+    def cache(experiment):
+        return '--force_yml', f'teacher:cache={experiment.root}/cache'
+    assert a.start(*cache(a)).wait() == 0
+    child = b.start(*cache(b), before=stop)
+    assert child.wait() == STOPPED and '1 of 6 missing images' in child.text(), child.text()[-2000:]
+    assert b.start('--auto_resume', *cache(b)).wait() == 0
+    assert_same_end(a, b)
