@@ -102,6 +102,8 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'prob': (lambda v: _is_number(v) and 0 <= v <= 1, 'a number from 0 to 1'),
     'decay': (_is_decay, 'a number from 0 up to, but not including, 1, such as 0.999'),
     'power': (lambda v: _is_int(v) and v in (32, 64, 128, 256, 512, 1024), 'a power of two from 32 to 1024'),
+    'side': (lambda v: _is_int(v) and v in (4, 8, 16, 32, 64, 128, 256, 512, 1024), 'a power of two from 4 to 1024'),
+    'largest': (lambda v: _is_number(v) and v >= 1, 'a number, 1 or above, such as 32'),
     'list': (lambda v: isinstance(v, list | tuple), 'a list, such as [1, 2]'),
     'numbers': (lambda v: _is_list(v, _is_number), 'a list of numbers, such as [1, 2]'),
     'scales': (lambda v: _is_list(v, lambda scale: _is_int(scale) and scale > 0) and len(v) > 0,
@@ -255,10 +257,12 @@ ARGUMENTS: Table = {
     'gan_type': 'vanilla|lsgan|wgan|wgan_softplus|hinge', 'reduction': 'none|mean|sum', 'criterion': 'l1|l2|fro',
     'vgg_type': '|'.join(VGG_LAYERS), 'layer_weights': 'factors', 'layers': 'pairs?', 'crop_border': 'count',
     'milestones': 'numbers', 'periods': 'numbers', 'betas': 'betas', 'act_type': 'text', 'with_idt': 'bool',
+    'out_size': 'side', 'resample_kernel': 'shares',  # of StyleGAN2
 }
 # Class -> arguments that take more than their default tells.
 ARGUMENTS_OF: dict[str, Table] = {
-    **dict.fromkeys(('GCFSR', 'GCFSR_blind', 'GCFSRDiscriminator'), {'out_size': 'power'}),
+    **dict.fromkeys(('GCFSR', 'GCFSR_blind'), {'out_size': 'power!', 'cond_norm': 'largest?'}),
+    'GCFSRDiscriminator': {'out_size': 'power!'},
     'SwinIR': {'img_size': 'number or numbers', 'patch_size': 'number or numbers'},
     'DenoisingPhaseNet': {'scale': 'size', 'phases': 'size', 'num_block': 'size', 'noise': 'paired|zero',
                           'seed': 'count', 'sizes': 'list?'},
@@ -522,8 +526,11 @@ class _Checker:
     # ---- generic checks
 
     def table(self, prefix: str, section: Options, table: Table, training: bool,
-              unknown: Callable[[str], None] | None = None) -> None:
-        """Checks keys and kinds of a section; `unknown` is told of keys outside the table, `doubt` by default."""
+              unknown: Callable[[str], None] | None = None, missing: Callable[[str], None] | None = None) -> None:
+        """Checks keys and kinds of a section.
+
+        `unknown` is told of keys outside the table, `missing` of those that must be there; `doubt` by default.
+        """
         for key, value in section.items():
             full = _join(prefix, key)
             if key in table:
@@ -534,7 +541,7 @@ class _Checker:
         for key, kind in table.items():
             kind, _, when = kind.partition('!') if '!' in kind else (kind, '', 'never')
             if key not in section and (when == '' or when == 'train' and training):
-                self.doubt(f'`{_join(prefix, key)}` is missing. Write {_words(kind)}.')
+                (missing or self.doubt)(f'`{_join(prefix, key)}` is missing. Write {_words(kind)}.')
 
     def extended(self, prefix: str, table: Table) -> dict[str, str]:
         """The table with the keys that the model's class adds to this section."""
@@ -553,9 +560,9 @@ class _Checker:
         return choices[name]
 
     def constructor(self, prefix: str, section: Options, table: Table, swallows: bool,
-                    unknown: Callable[[str], None]) -> None:
+                    unknown: Callable[[str], None], missing: Callable[[str], None] | None = None) -> None:
         """Checks a section whose keys are the arguments of a class."""
-        self.table(prefix, section, {'type': 'str', **table}, self.training, _ignore if swallows else unknown)
+        self.table(prefix, section, {'type': 'str', **table}, self.training, _ignore if swallows else unknown, missing)
 
     def check_simple(self, key: str, table: Table) -> None:
         """Checks a section that the loop reads, so that no model can know better."""
@@ -604,7 +611,9 @@ class _Checker:
     def check_network(self, key: str, network: Options) -> None:
         require(key, 'dict', network)
         arch = self.lookup(f'{key}.type', 'network', network.get('type'), registered(ARCH_REGISTRY))
-        self.constructor(key, network, _arguments(arch), _swallows_keys(arch), self.refuse)
+        # BasicSR's own models add nothing to what is written; a model of another project may
+        missing = self.refuse if is_from(('basicsr', ), self.model) else None
+        self.constructor(key, network, _arguments(arch), _swallows_keys(arch), self.refuse, missing)
 
     def check_teacher(self) -> None:
         teacher = self.opt.get('teacher')

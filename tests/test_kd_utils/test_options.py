@@ -846,7 +846,16 @@ def test_the_teachers_discriminator_can_be_the_critic():
     ('val', REMOVE, ['`datasets.val` would never be used', '`val`']),
     ('val.val_freq', REMOVE, ['`val.val_freq` is missing.']),
     ('val.metrics.psnr.crop_border', REMOVE, ['`val.metrics.psnr.crop_border` is missing.']),
+    ('network_g', {'type': 'GCFSR'}, ['`network_g.out_size` is missing. Write a power of two from 32 to 1024.']),
     # values of another type, or out of range
+    ('network_g', {'type': 'GCFSR_blind', 'out_size': 64, 'cond_norm': 0},
+     ['`network_g.cond_norm` cannot be 0. Write a number, 1 or above, such as 32, or ~.']),
+    ('network_d', {'type': 'GCFSRDiscriminator', 'out_size': 64, 'resample_kernel': []},
+     ['`network_d.resample_kernel` cannot be []. Write a list of numbers, 0 or above and not all 0.']),
+    ('network_g', {'type': 'StyleGAN2Generator', 'out_size': 64, 'resample_kernel': [1, -1]},
+     ['`network_g.resample_kernel` cannot be [1, -1].']),
+    ('network_d', {'type': 'StyleGAN2Discriminator', 'out_size': 48},
+     ['`network_d.out_size` cannot be 48. Write a power of two from 4 to 1024.']),
     ('scale', '4', ["`scale` cannot be '4'. Write a whole number above 0."]),
     ('scale', True, ['`scale` cannot be True.']),
     ('scale', 0, ['`scale` cannot be 0.']),
@@ -1206,6 +1215,13 @@ def test_basicsrs_own_models_refuse_what_they_do_not_read(key, value):
         check_options(opt, losses)
     if key != 'train.feature_kd_opt' and key != 'train.feature_kd_d_opt':
         check_options({**opt, 'model_type': 'TestForeignModel'}, {**losses, 'contrastive': 'L1Loss'})
+
+
+def test_basicsrs_own_models_add_no_argument_to_a_network():
+    opt = change(read(SRGAN), 'network_g', {'type': 'GCFSR', 'narrow': 0.25})
+    with pytest.raises(OptionError, match='`network_g.out_size` is missing. Write a power of two'):
+        check_options(opt, LOSSES)
+    assert '`network_g.out_size` is missing' in str(check_options({**opt, 'model_type': 'TestForeignModel'}, LOSSES))
 
 
 def test_a_models_own_losses_count():
