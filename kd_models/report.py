@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from kd_models.probe import Probe, probe
 from kd_utils.options import OptionError
 from kd_utils.schema import get
@@ -16,7 +18,7 @@ def measure_networks(model: DistillationModel) -> dict[str, Probe]:
 
     Raises:
         OptionError: A generator is not made for the training images, or does not turn an LR crop into a GT crop, or a
-            discriminator does not take one.
+            discriminator does not take one, or not a batch of them.
     """
     lq_size, gt_size, teacher = model.lq_size(), model.gt_size(), model.teacher
     _check_training_images(model)
@@ -30,7 +32,18 @@ def measure_networks(model: DistillationModel) -> dict[str, Probe]:
     for name, net in (('student net_d', model.net_d), ('teacher net_d', getattr(teacher, 'net_d', None))):
         if net is not None:
             rows[name] = probe(net, gt_size, (), None, name)
+            _check_batch(name, net, (get(model.opt, 'datasets.train.batch_size_per_gpu') or 1, *gt_size[1:]))
     return rows
+
+
+def _check_batch(name: str, net: nn.Module, size: tuple[int, ...]) -> None:
+    """Refuses a batch that a discriminator cannot divide into the groups that it compares, as StyleGAN2's does."""
+    try:
+        probe(net, size, (), None, name)
+    except OptionError:
+        raise OptionError(f'{name} ({type(net).__name__}) takes one image, but not {size[0]} at once. Change '
+                          '`datasets.train.batch_size_per_gpu`; StyleGAN2Discriminator takes up to `stddev_group` '
+                          'images, 4, or a multiple of it.') from None
 
 
 def _check_training_images(model: DistillationModel) -> None:

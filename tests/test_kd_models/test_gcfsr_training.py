@@ -232,6 +232,15 @@ def test_sizes_and_scales_that_do_not_fit(tmp_path, change, message):
     assert message in refusal({**sdakd_options(tmp_path), **change})
 
 
+def test_a_batch_that_the_discriminator_cannot_group_is_refused(tmp_path):
+    options = face_options(tmp_path, network_d={**GCFSR_D, 'type': 'StyleGAN2Discriminator'})
+    for batch in (3, 8):
+        options['datasets']['train']['batch_size_per_gpu'] = batch
+        build(options)
+    options['datasets']['train']['batch_size_per_gpu'] = 6
+    assert 'takes one image, but not 6 at once. Change `datasets.train.batch_size_per_gpu`' in refusal(options)
+
+
 @pytest.mark.parametrize('change, message', [
     ({'downsample_list': []}, '`datasets.train.downsample_list` cannot be []. Write a list of whole numbers above 0'),
     ({'downsample_list': [0.5]}, '`datasets.train.downsample_list` cannot be [0.5]'),
