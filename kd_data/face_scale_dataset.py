@@ -28,14 +28,15 @@ class FaceScaleDataset(Dataset):
     Args:
         opt: The section of the YAML file:
             dataroot_gt: Folder or LMDB of square faces of `gt_size`.
-            meta_info: Text file with the names of the faces to take, one per line; all of the folder without it.
+            meta_info: Text file with the names of the faces to take, one per line; all of the folder without it. An
+                LMDB has a list of its own.
             io_backend: As for BasicSR's datasets.
             gt_size: Height and width, the network's `out_size`.
             downsample_list: The scales. One that is written k times is drawn k times as often.
             use_hflip: Whether half of the faces are mirrored.
 
     Raises:
-        OptionError: A scale does not divide `gt_size`, or it is not a training set.
+        OptionError: A scale does not divide `gt_size`, an LMDB has a `meta_info`, or it is not a training set.
     """
     option_keys = {'dataroot_gt': 'path!', 'meta_info': 'path?', 'gt_size': 'size!', 'downsample_list': 'scales!',
                    'use_hflip': 'bool!'}
@@ -50,6 +51,9 @@ class FaceScaleDataset(Dataset):
         if opt['phase'] != 'train':
             raise OptionError(f'`datasets.{opt["phase"]}`: FaceScaleDataset draws scales at random and is for training '
                               'only. Use PairedImageDataset with LR faces.')
+        if opt['io_backend']['type'] == 'lmdb' and opt.get('meta_info') is not None:
+            raise OptionError('`datasets.train.meta_info` chooses from a folder, and an LMDB is read as a whole. Take '
+                              'it out, or make an LMDB of these faces alone.')
         self.client: FileClient | None = None  # opened in the loader's worker
         self.paths = self._paths(opt['dataroot_gt'])
 

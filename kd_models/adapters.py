@@ -11,8 +11,11 @@ from kd_utils.options import OptionError
 from kd_utils.resize import pad_to_multiple
 
 FACES = FaceScaleDataset.__name__
-# Losses that are told the range of their images by `range_norm`.
+# Losses that are told the range of their images by `range_norm`, and losses for images in [0, 1] alone.
 RANGED = ('PerceptualLoss', 'VGGPerceptualLoss')
+UNIT = ('LPIPSLoss', 'MSSSIMLoss')
+# What is given the images in the range of the training.
+AS_TRAINED = ('pixel', 'ldl', 'response_kd')
 
 
 class Adapter:
@@ -125,10 +128,18 @@ class GCFSRAdapter(Adapter):
 def _check_ranges(opt: dict[str, Any]) -> None:
     for key in filter(opt.get, USM_KEYS.values()):
         raise OptionError(f'`{key}` sharpens images in [0, 1], and GCFSR is trained in [-1, 1]. Take it out.')
-    perceptual = opt['train'].get('perceptual_opt') or {}
+    losses = {name: opt['train'].get(f'{name}_opt') or {} for name in ('perceptual', 'self_distill', *AS_TRAINED)}
+    perceptual = losses['perceptual']
     if perceptual and perceptual.get('type', RANGED[0]) in RANGED and not perceptual.get('range_norm'):
         raise OptionError('`train.perceptual_opt` takes images in [0, 1], and GCFSR is trained in [-1, 1]. '
                           'Add `range_norm: true`.')
+    if losses['self_distill'].get('range_norm'):
+        raise OptionError('`train.self_distill_opt` is given images in [0, 1], those of GCFSR too. '
+                          'Take its `range_norm` out.')
+    for name in AS_TRAINED:
+        if (kind := losses[name].get('type')) in UNIT:
+            raise OptionError(f'`train.{name}_opt`: {kind} takes images in [0, 1], and GCFSR is trained in [-1, 1]. '
+                              'Use L1Loss, or `perceptual_opt` with `range_norm: true`.')
 
 
 def _train_set(opt: dict[str, Any]) -> dict[str, Any]:

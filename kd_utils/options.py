@@ -690,6 +690,9 @@ def _check_scales(key: str, images: list[list[_Image]], scale: int | None, opt: 
     for network in networks:
         option = get(opt, network)
         arch = registered(ARCH_REGISTRY)[option['type']]
+        if get(opt, f'{key}.mean') is not None:
+            raise OptionError(f'`{key}.mean` and `std` change the range of the images, and `{network}` takes LR faces '
+                              'in [0, 1]. Take both out.')
         for *gt, (lq, size) in images[:_MOST_IMAGES]:
             width, height = size or _image_size(key, lq)
             try:

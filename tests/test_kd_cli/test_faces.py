@@ -107,6 +107,8 @@ TRAINING = [
     ('datasets.train.dataroot_gt', 'large', '`datasets.train.gt_size` is 32, but `.*large/0.png` is 64x64. Make faces'),
     ('datasets.val', {'dataroot_gt': 'large', 'dataroot_lq': 'large', 'scale': 1},
      '`datasets.val`: `.*large/0.png` does not fit `network_g`. LR faces are 64x64, and the network makes 32x32'),
+    ('datasets.val', {'mean': [0.5], 'std': [0.5]},
+     '`datasets.val.mean` and `std` change the range .* `network_g` takes LR faces in .0, 1.. Take both out'),
     ('datasets.val_2.scale', 4, 'does not fit the scale 4'),
     ('network_g.cond_norm', 2, '`datasets.val`: `.*` does not fit `network_g`. Scale 4 is outside the range'),
 ]

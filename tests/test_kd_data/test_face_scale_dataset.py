@@ -83,6 +83,7 @@ def test_folder_list_and_lmdb_hold_the_same_faces(faces, tmp_path):
 @pytest.mark.parametrize('change, message', [
     ({'downsample_list': [4, 12]}, '12 does not divide `gt_size`, 32. Write powers of two.'),
     ({'downsample_list': [64]}, '64 does not divide `gt_size`, 32'),
+    ({'io_backend': {'type': 'lmdb'}, 'meta_info': 'list.txt'}, '`datasets.train.meta_info` chooses from a folder'),
     ({'phase': 'val'}, 'is for training only. Use PairedImageDataset with LR faces.'),
 ])
 def test_what_cannot_work_is_refused(faces, change, message):

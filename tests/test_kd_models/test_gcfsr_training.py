@@ -275,6 +275,12 @@ def test_what_takes_other_values_is_refused(tmp_path):
     options = face_options(tmp_path, {'perceptual_opt': {'layer_weights': {'conv4_3': 1}}})
     assert 'Add `range_norm: true`' in refusal(options)
     assert '`l1_gt_usm` sharpens images in [0, 1]' in refusal({**face_options(tmp_path), 'l1_gt_usm': True})
+    for key, kind in (('pixel_opt', 'LPIPSLoss'), ('response_kd_opt', 'MSSSIMLoss')):
+        options = face_options(tmp_path, {key: {'type': kind}}, teacher=save_teacher(tmp_path, GCFSR))
+        assert f'`train.{key}`: {kind} takes images in [0, 1], and GCFSR is trained in' in refusal(options)
+    options = face_options(tmp_path, {'self_distill_opt': {'type': 'VGGPerceptualLoss', 'weights': 'vgg.pth',
+                                                           'layer_weights': {'conv4_3': 1}, 'range_norm': True}})
+    assert '`train.self_distill_opt` is given images in [0, 1], those of GCFSR too.' in refusal(options)
 
 
 def test_a_batch_without_scales_is_refused(tmp_path):
