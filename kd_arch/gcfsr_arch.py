@@ -40,7 +40,7 @@ def _scale(height: int, width: int, out_size: int) -> int:
     Raises:
         OptionError: There is none.
     """
-    if height != width or out_size % height:
+    if height != width or not height or out_size % height:
         raise OptionError(f'LR faces are {width}x{height}, and the network makes {out_size}x{out_size} '
                           f'(`out_size`). Give it square faces whose size divides {out_size}.')
     return out_size // height

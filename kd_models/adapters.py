@@ -109,7 +109,7 @@ class GCFSRAdapter(Adapter):
         return {'scale': batch['scale'].to(lq), 'noise': net.make_noise(lq.shape[0])}
 
     def check_training(self, net: Any, opt: dict[str, Any], owner: str) -> None:
-        """The scales must be in the condition's range, and what takes images in [0, 1] must know that they are not."""
+        """All scales must be in the condition's range, and what takes images in [0, 1] must know that they are not."""
         scales = _train_set(opt).get('downsample_list')
         if not scales:
             raise OptionError(f'`{owner}` is a {type(net).__name__}, which learns from enlarged faces of known scale. '
@@ -118,6 +118,11 @@ class GCFSRAdapter(Adapter):
             raise OptionError(f'`datasets.train.downsample_list` has the scale {max(scales)}, and `{owner}` knows the '
                               f'scales 1 to {net.cond_norm:g}. Take out what is larger, or set its `cond_norm` to the '
                               'largest scale that it is trained with.')
+        lq_size = net.out_size // opt['scale']
+        try:
+            net.infer_scale(self.network_opt, lq_size, lq_size)
+        except OptionError as error:
+            raise OptionError(f'`scale: {opt["scale"]}` does not fit `{owner}`. {error}') from None
         _check_ranges(opt)
 
     def how_to_fit(self, scale: int) -> str:

@@ -227,6 +227,8 @@ def test_the_saved_student_is_a_plain_network(tmp_path, network):
      'is larger, or set its `cond_norm` to the largest'),
     ({'scale': 16}, 'Scale 16 is outside the range of this network, 1 to 8'),
     ({'scale': 3}, 'Give it square faces whose size divides 32'),
+    ({'scale': 3}, '`scale: 3` does not fit `network_g`. LR faces are 10x10'),
+    ({'scale': 64}, '`scale: 64` does not fit `network_g`. LR faces are 0x0'),
 ])
 def test_sizes_and_scales_that_do_not_fit(tmp_path, change, message):
     assert message in refusal({**sdakd_options(tmp_path), **change})
