@@ -322,6 +322,13 @@ def test_all_weights_learn_and_r1_has_a_gradient():
             if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
+def test_the_filters_move_with_the_network():
+    """BasicSR keeps them on the CPU, from where each call would copy them."""
+    for kind in ('GCFSR', 'GCFSRDiscriminator'):
+        net = build_network({'type': kind, 'out_size': 32, 'narrow': 1 / 64}).to('meta')
+        assert {module.kernel.device.type for module in net.modules() if hasattr(module, 'kernel')} == {'meta'}
+
+
 def test_basicsrs_srmodel_takes_it():
     model = SRModel({'num_gpu': 0, 'is_train': False, 'dist': False, 'path': {}, 'network_g': {**TINY, 'cond_norm': 4}})
     for size in (8, 16):
