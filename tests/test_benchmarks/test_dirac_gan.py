@@ -100,6 +100,27 @@ def test_limit_cycle_of_the_usual_loss(h, expected):
     assert expected == pytest.approx((2 * h)**0.5, rel=1e-3)
 
 
+@pytest.mark.parametrize('lam', [0.005, 0.01, 0.02])
+def test_self_distillation_shrinks_the_limit_cycle(lam):
+    """To r^2 = 2 h - 8 lambda beta c^2 / (alpha^2 + c^2) with alpha = kappa / h; beyond the weight needed to 0."""
+    h, beta, c = 0.1, 0.99, 0.5
+    options = dict(h=h, beta=beta, order='simultaneous', saturating=False)
+    expected = (2 * h - 8 * lam * beta * c**2 / (((1 - beta) / h)**2 + c**2))**0.5
+    assert radius(run(60_000, start=(0.3, 0.), lam=lam, **options))[-1000:].mean() == pytest.approx(expected, rel=0.02)
+    assert radius(run(60_000, start=(0.3, 0.), lam=0.03, **options))[-1] < 1e-4
+
+
+@pytest.mark.parametrize('order', ORDERS)
+@pytest.mark.parametrize('start', [(2.6, 1.9), (3, 3), (-3, 2), (5, 5)])
+def test_the_usual_loss_converges_from_far_away(order, start):
+    assert radius(run(4000, start=start, h=0.1, lam=0.1, beta=0.99, order=order, saturating=False))[-1] < 1e-6
+
+
+def test_the_saturating_loss_creeps_outwards_from_far_away():
+    r = radius(run(4000, start=(3, 3), h=0.1, lam=0.1, beta=0.99, order='simultaneous'))
+    assert r[0] < r[1000] < r[-1]
+
+
 def test_the_command(tmp_path, capsys):
     main(['--out', str(tmp_path / 'new')])
     printed = capsys.readouterr().out
