@@ -45,7 +45,7 @@ class VGGPerceptualLoss(PerceptualLoss):
         nn.Module.__init__(self)  # the parent's constructor would download
         criteria = {'l1': nn.L1Loss(), 'l2': nn.MSELoss(), 'fro': None}
         if criterion not in criteria:
-            raise OptionError(f'perceptual_opt.criterion is `{criterion}`. Write one of: {", ".join(criteria)}.')
+            raise OptionError(f'VGGPerceptualLoss: criterion is `{criterion}`. Write one of: {", ".join(criteria)}.')
         self.perceptual_weight = perceptual_weight
         self.style_weight = style_weight
         self.layer_weights = layer_weights
@@ -72,7 +72,7 @@ class VGG19Features(nn.Module):
         for layer in layers:
             if layer not in _LAYERS:
                 raise OptionError(f'VGG19 has no layer `{layer}`.{nearest(layer, _LAYERS)} '
-                                  f'Write names such as conv3_4 or relu2_2 in perceptual_opt.layer_weights.')
+                                  f'Write names such as conv3_4 or relu2_2 in `layer_weights`.')
         self.wanted = set(layers)
         self.range_norm = range_norm
         state = checkpoint.network_state(weights, key=None)
@@ -82,7 +82,7 @@ class VGG19Features(nn.Module):
             self.net = build(state, deepest)
         except (KeyError, RuntimeError):
             raise OptionError(f'{weights} does not hold VGG19 up to {_LAYERS[deepest]}. Name shallower layers in '
-                              f'perceptual_opt.layer_weights, or use {_VGG_PAGE}') from None
+                              f'`layer_weights`, or use {_VGG_PAGE}') from None
         self.requires_grad_(False).eval()
         normalise = use_input_norm and 'conv0.weight' not in state
         mean, std = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) if normalise else ((0.,) * 3, (1.,) * 3)

@@ -168,8 +168,9 @@ def _inception(weights: str | None) -> nn.Module:
             return _Inception(weights).to(device())
     except Exception as error:  # noqa: BLE001  a file of something else may raise anything
         where = osp.join(torch.hub.get_dir(), 'checkpoints')
+        reason = str(getattr(error, 'reason', error)).partition('\n')[0]  # not all keys that another file lacks
         raise MetricUnavailable(
-            f'FID could not get the weights of its Inception ({getattr(error, "reason", error)}). Download '
+            f'FID could not get the weights of its Inception ({reason}). Download '
             'weights-inception-2015-12-05-6726825d.pth from https://github.com/toshas/torch-fidelity/releases '
             f'elsewhere and put it into {where}, or name it by `weights: FILE`.') from None
 

@@ -719,6 +719,8 @@ class _Checker:
 
     def check_layers(self, key: str, option: Options) -> None:
         layers = VGG_LAYERS.get(option.get('vgg_type', 'vgg19'), ())
+        if option.get('layer_weights') == {}:
+            self.refuse(f'`{key}.layer_weights` names no layer. Write some, such as {{conv3_1: 1}}.')
         for layer in option.get('layer_weights') or {}:
             if layer not in layers:
                 self.refuse(f'`{key}.layer_weights`: there is no layer `{layer}`.{nearest_or_all(layer, layers)}')

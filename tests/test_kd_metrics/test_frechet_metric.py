@@ -171,6 +171,19 @@ def test_fid_without_weights_is_unavailable(monkeypatch, tmp_path):
         FID()
 
 
+def test_a_file_of_something_else_is_named_in_one_line(monkeypatch, tmp_path):
+    class Extractor(nn.Module):
+        def __init__(self, name, features, weights):
+            super().__init__()
+            self.load_state_dict({'conv': torch.zeros(1), 'bias': torch.zeros(1)})
+
+    fake_torch_fidelity(monkeypatch, Extractor)
+    torch.save({}, tmp_path / 'weights.pth')
+    with pytest.raises(MetricUnavailable, match='`weights: FILE`') as unavailable:
+        FID(weights=str(tmp_path / 'weights.pth'))
+    assert '\n' not in str(unavailable.value)
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, ('evil', )

@@ -909,6 +909,7 @@ def test_the_teachers_discriminator_can_be_the_critic():
     ('train.update_order', 'd_frist', ['Did you mean `d_first`?']),
     ('train.gan_mode', 'ragan', ['`train.gan_mode`', '`standard`, `relativistic`']),
     ('train.net_d_iters', 0, ['`train.net_d_iters` cannot be 0.']),
+    ('train.perceptual_opt.layer_weights', {}, ['`train.perceptual_opt.layer_weights` names no layer. Write some']),
     ('train.stages', {'a': 1}, ['`train.stages` cannot be a section.', 'a list of sections']),
     ('train.stages.0.iters', 0, ['`train.stages[0].iters` cannot be 0.']),
     ('train.stages.0.losses', 'pixel', ["`train.stages[0].losses` cannot be 'pixel'. Write a list of names"]),
