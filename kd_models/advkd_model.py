@@ -41,7 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 # The same for discriminators, with `gan_opt`.
 PENALTIES: dict[str, dict[str, Any]] = {'practical': {'r1_reg_weight': 1, 'net_d_reg_every': 16},
                                         'faithful': {'gp_reg_weight': 10, 'weight_clip': 0.1}}
-LOSSES = ('pixel', 'perceptual', 'gan', 'response_kd', 'contrastive', 'phase_kd')
+LOSSES = ('pixel', 'perceptual', 'gan', 'response_kd', 'contrastive', 'self_distill', 'phase_kd')
 
 
 def tapped_states(phases: int, steps: int) -> list[int]:
@@ -216,6 +216,12 @@ class AdvKDModel(OptionallyUnconditionalModel):
         state, sizes = self.drawn['states'][:, phase], self.net_g.sizes
         height, width = (side * sizes[phase] // sizes[-1] for side in state.shape[-2:])
         return state if sizes[phase] == sizes[-1] else bicubic(state, (height, width))
+
+    @torch.no_grad()
+    def _forward_ema(self, step: Step) -> None:
+        """The EMA's image from the noise that the student has."""
+        assert self.drawn is not None
+        step.ema = self.net_g_ema(step.lq, self.drawn['noise'])
 
     def _forward_teacher(self, step: Step, features: bool) -> None:
         """The end of the trajectory that is there already."""

@@ -107,6 +107,25 @@ def test_the_losses_by_hand(tmp_path):
     assert log['l_d_r1'] == pytest.approx(float(sum(g.square().sum((1, 2, 3)).mean() for g in slopes)), rel=1e-4)
 
 
+def test_self_distillation_by_hand(tmp_path):
+    """The EMA's image is made from the noise of the iteration, so that equal networks are at distance 0."""
+    distill = {'self_distill_opt': {'type': 'MSELoss', 'loss_weight': 0.5}, 'ema_decay': 0.9}
+    model = build_model(options(tmp_path, {'gan_opt': None, **distill}))
+    first, second = batches(2)
+    log, = train_seeded(model, [first])
+    assert log['l_g_self_distill'] == 0
+    before, ema = weights(model.net_g), weights(model.net_g_ema)
+    log, = train_seeded(model, [second], 2)
+    images = []
+    for state in (before, ema):
+        model.net_g.load_state_dict(state)
+        with torch.no_grad():
+            images.append(model.net_g(second['lq'], model.drawn['noise']))
+    expected = (images[0] - images[1]).square().mean().item()
+    assert log['self_distill_distance'] == pytest.approx(expected, rel=1e-4) and expected > 0
+    assert log['l_g_self_distill'] == pytest.approx(0.5 * expected, rel=1e-4)
+
+
 def test_the_gradient_penalty_is_of_the_flattened_norm():
     images = torch.rand(4, 3, 5, 5)
     critic = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(75, 1))
