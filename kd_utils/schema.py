@@ -935,15 +935,18 @@ class _Rules:
         stages = stages or {'train': {'losses': self.generators}}
         self.check_adversary(stages)
         self.check_turns(stages)
+        self.check_starts(stages)
         self.warn_of_unused(list(stages.values()))
         self.warn_of_idle_adversary(stages)
 
     def check_needs(self, name: str) -> None:
         for need in needs_of(self.opt).get(name, ()):
             if not get(self.opt, need):
-                state = 'missing or 0' if need == 'train.ema_decay' else 'missing'
+                state, remedy = ('missing or 0', 'Write a number such as 0.999 there') if need == 'train.ema_decay' \
+                    else ('missing', 'Add it')
+                # `~` also switches off what the model has on by itself
                 self.refuse(f'`train.{name}_opt` needs `{need}`, which is {state}. '
-                            f'Add it, or take `train.{name}_opt` out.')
+                            f'{remedy}, or `{name}_opt: ~`.')
 
     def check_stage(self, key: str, stage: Options) -> None:
         self.checker.table(key, stage, self.checker.extended('train.stages', STAGE), True)
@@ -1018,9 +1021,21 @@ class _Rules:
         total = int(self.train['total_iter'])
         for key in ('net_d_iters', 'net_d_init_iters'):
             both = any(stage['losses'] and self._trains_d(stage) for stage in stages.values())
-            if both and self.train.get(key, 0) >= total:
+            in_all = key == 'net_d_iters' and self.train.get(key) == 1  # however few they are
+            if both and not in_all and self.train.get(key, 0) >= total:
                 self.refuse(f'`train.{key}` is {self.train[key]} of {total} iterations, so the generator would never '
                             'learn while the discriminator does. Write a smaller number.')
+
+    def check_starts(self, stages: dict[str, Options]) -> None:
+        """A loss that begins after its last iteration would never be on."""
+        for name in (name for name in self.configured if 'start_iter' in TERM_KEYS.get(name, ())):
+            start, end, last = self.train[f'{name}_opt'].get('start_iter', 0), 0, 0
+            for stage in stages.values():
+                end += int(stage.get('iters', self.train['total_iter']))
+                last = end if name in stage['losses'] else last
+            if last and start >= last:
+                self.refuse(f'`train.{name}_opt.start_iter` is {start}, and the last iteration with this loss is '
+                            f'{last}, so it would never be on. Write a smaller number, or `{name}_opt: ~`.')
 
     def warn_of_unused(self, stages: list[Options]) -> None:
         used = {name for stage in stages for name in stage['losses']}

@@ -24,6 +24,9 @@ from tests.support import (
 )
 
 MSE = {'type': 'MSELoss', 'loss_weight': 0.5}
+STAGES = [{'name': 'before', 'iters': 20, 'losses': ['pixel']},
+          {'name': 'with', 'iters': 40, 'losses': ['pixel', 'self_distill']},
+          {'name': 'after', 'iters': 40, 'losses': ['pixel', 'gan']}]
 
 
 def sd_options(folder, train_opt=None, **top):
@@ -199,10 +202,26 @@ def test_a_generator_with_noise_of_its_own_is_refused(tmp_path, monkeypatch):
     ({'self_distill_opt': {'net': 'resnet'}}, 'Write one of `vgg`, `alex`, `squeeze`'),
     ({'ema_ramp_up': 0}, '`train.ema_ramp_up` cannot be 0'),
     ({'pixel_opt': None, 'gan_opt': None, 'optim_d': None}, '`self_distill` alone'),
+    ({'ema_decay': 0}, 'Write a number such as 0.999 there, or `self_distill_opt: ~`'),
+    ({'self_distill_opt': {**MSE, 'start_iter': 100}}, '`train.self_distill_opt.start_iter` is 100, and the last '
+                                                       'iteration with this loss is 100, so it would never be on'),
+    ({'self_distill_opt': {**MSE, 'start_iter': 60}, 'stages': STAGES}, 'the last iteration with this loss is 60'),
 ])
 def test_refusals(tmp_path, train_opt, message):
     with pytest.raises(OptionError, match=message):
         check_options(sd_options(tmp_path, train_opt), SDGANModel.losses)
+
+
+def test_it_may_begin_in_the_last_iteration(tmp_path):
+    options = sd_options(tmp_path, {'self_distill_opt': {**MSE, 'start_iter': 59}, 'stages': STAGES})
+    assert check_options(options, SDGANModel.losses) == []
+
+
+def test_latents_are_refused(tmp_path):
+    options = sd_options(tmp_path, val={'val_freq': 1})
+    options['datasets']['val'] = {'name': 'samples', 'type': 'SampleDataset', 'n': 2}
+    with pytest.raises(OptionError, match='SampleDataset gives latents, and SDGANModel takes LR images here'):
+        check_options(options, SDGANModel.losses)
 
 
 def test_images_too_small_for_the_distance_are_refused(tmp_path):

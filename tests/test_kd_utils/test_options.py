@@ -1011,6 +1011,12 @@ def test_adversarial_refusals(key, value, fragments):
         check_options(opt, LOSSES)
 
 
+def test_a_training_of_one_iteration():
+    opt = change(change(adversarial_files(), 'train.total_iter', 1), 'train.net_d_iters', 1)
+    check_options(opt, LOSSES)
+    assert '`train.net_d_iters` is 2 of 1 iterations' in refusal(change(opt, 'train.net_d_iters', 2))
+
+
 def test_train_d_needs_gan_opt_and_no_losses_are_refused():
     opt = change(change(adversarial_files(), 'train.gan_opt', REMOVE), 'train.stages',
                  [{'name': 'a', 'iters': 400000, 'losses': ['pixel'], 'train_d': True}])
