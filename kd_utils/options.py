@@ -23,6 +23,7 @@ from kd_utils.schema import (
     ARCH_REGISTRY,
     LOSS_REGISTRY,
     METRIC_REGISTRY,
+    MODEL_REGISTRY,
     OUR_PACKAGES,
     OptionError,
     Options,
@@ -462,9 +463,11 @@ def _loss_weight_keys(opt: Options) -> list[str]:
     """The keys of the files that losses of this package read; `weights` of another loss may mean anything."""
     train, losses = opt.get('train'), registered(LOSS_REGISTRY)
     names = [key for key in train if str(key).endswith('_opt')] if isinstance(train, dict) else []
+    model = registered(MODEL_REGISTRY).get(str(opt.get('model_type')))
+    defaults = {f'{name}_opt': loss for name, loss in getattr(model, 'losses', {}).items()}
     return [f'train.{name}.weights' for name in names
             if isinstance(get(opt, f'train.{name}.weights'), str)
-            and is_from(OUR_PACKAGES, losses.get(str(get(opt, f'train.{name}.type'))))]
+            and is_from(OUR_PACKAGES, losses.get(str(get(opt, f'train.{name}.type') or defaults.get(name))))]
 
 
 def _metric_keys(opt: Options, name: str) -> list[str]:

@@ -603,6 +603,16 @@ def test_home_in_weights_of_our_losses(write, monkeypatch):
     assert opt['train']['a_opt']['weights'] == '/home/me/vgg.pth' and opt['train']['b_opt']['weights'] == '~/x'
 
 
+def test_weights_of_a_models_default_loss_are_a_file_too(write, monkeypatch, files):
+    monkeypatch.setenv('HOME', '/home/me')
+    monkeypatch.setitem(TestOurModel.losses, 'own', 'TestOurWeightsLoss')
+    opt, _ = parse(write('name: a\nmodel_type: TestOurModel\ntrain:\n  own_opt: {weights: ~/vgg.pth}\n'))
+    assert opt['train']['own_opt']['weights'] == '/home/me/vgg.pth'
+    files.update(model_type='TestOurModel')
+    assert '`train.own_opt.weights`: `gone.pth` is missing' in \
+        file_refusal(change(files, 'train.own_opt', {'weights': 'gone.pth'}))
+
+
 def test_an_lmdb_may_end_in_a_slash(write):
     opt, _ = parse(write(DISTILLATION.replace('${KD_DATA}/gt', 'gt.lmdb/')))
     assert opt['datasets']['train']['dataroot_gt'] == 'gt.lmdb'
