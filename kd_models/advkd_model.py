@@ -74,6 +74,7 @@ class AdvKDModel(OptionallyUnconditionalModel):
     losses = {name: term.default_type for name, term in known_terms.items()}
     needs = {'gan': ('teacher', )}  # what is real is the teacher's
     adversary_type = PhaseAdversary
+    learns_from_latents = True
     option_keys = {'train.preset': 'practical|faithful', 'train.target': 'xt|x0', 'train.traj_reuse': 'size',
                    'train.gp_reg_weight': 'weight', 'train.weight_clip': 'weight'}
 

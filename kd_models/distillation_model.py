@@ -56,6 +56,7 @@ class DistillationModel(ValidatedModel):
     known_terms: dict[str, type[Term]] = TERMS
     losses: dict[str, str | None] = {name: term.default_type for name, term in TERMS.items()}
     degrades = True  # takes RealESRGANDataset
+    learns_from_latents = False  # not from images, where there is a `latent_size`
     adversary_type = Adversary
 
     def __init__(self, opt: dict[str, Any]) -> None:
@@ -95,6 +96,11 @@ class DistillationModel(ValidatedModel):
     @classmethod
     def complete_training(cls, opt: dict[str, Any], train_opt: dict[str, Any]) -> None:
         """`complete` for a training. The options have not been checked yet."""
+
+    @classmethod
+    def latent_size(cls, opt: dict[str, Any]) -> int | None:
+        """How many numbers a latent has, where the generator makes images from noise; None for super-resolution."""
+        return None
 
     @classmethod
     def refuse_unread(cls, train_opt: dict[str, Any], losses: Collection[str], unread: Collection[str] = ()) -> None:

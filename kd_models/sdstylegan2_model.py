@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
+from inspect import signature
 from os import path as osp
 from typing import Any
 
@@ -17,15 +18,16 @@ import cv2
 import torch
 from basicsr.losses.gan_loss import g_path_regularize
 from basicsr.utils import imwrite, tensor2img
-from basicsr.utils.registry import MODEL_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 from torch import Tensor
 
+from kd_models.degradation import USM_KEYS
 from kd_models.distillation_model import DistillationModel
 from kd_models.step import Step
 from kd_models.unconditional import complete_unconditional
 from kd_utils.options import OptionError
 from kd_utils.rng import RandomState
-from kd_utils.schema import get
+from kd_utils.schema import DATASETS, OPTIMIZERS, get, registered, require
 
 DEFAULTS: dict[str, Any] = {
     'ema_decay': 0.5**(32 / 10_000), 'gan_opt': {'type': 'GANLoss', 'gan_type': 'wgan_softplus', 'loss_weight': 1.0},
@@ -33,7 +35,10 @@ DEFAULTS: dict[str, Any] = {
     'path_batch_shrink': 2, 'mixing_prob': 0.9, 'update_order': 'd_first',
 }
 # What the base reads and StyleGAN2's iteration has no place for.
-UNREAD = ('gan_mode', 'net_d_iters', 'net_d_init_iters', 'stages')
+UNREAD = ('gan_mode', 'stages')
+# The same, but these values, which are in BasicSR's file, ask for nothing.
+IDLE = {'net_d_iters': 1, 'net_d_init_iters': 0}
+GENERATOR = 'StyleGAN2Generator'
 GRID = 16  # samples in the picture of a validation
 
 
@@ -50,19 +55,57 @@ class SDStyleGAN2Model(DistillationModel):
 
     @classmethod
     def complete(cls, opt: dict[str, Any]) -> list[str]:
-        """BasicSR's values where the YAML is silent, and a SampleDataset for a validation that has no data."""
-        latent = get(opt, 'network_g.num_style_feat') or 512
-        datasets = opt.get('datasets') if opt.get('val') and opt.get('is_train', True) else None
-        if isinstance(datasets, dict) and not any(str(name).startswith('val') for name in datasets):
-            count = opt['val'].get('num_val_samples', GRID)
-            datasets['val'] = {'name': 'samples', 'type': 'SampleDataset', 'n': count, 'phase': 'val', 'scale': 1}
-        complete_unconditional(opt, latent)
+        """BasicSR's values where the YAML is silent, and a SampleDataset for a validation that has no data.
+
+        Raises:
+            OptionError: They ask for what has no place here.
+        """
+        generator = str(get(opt, 'network_g.type'))
+        if generator in registered(ARCH_REGISTRY) and generator != GENERATOR:
+            raise OptionError(f'`network_g.type`: {generator} is not what SDStyleGAN2Model trains. Write {GENERATOR}, '
+                              'or `model_type: SDGANModel` for super-resolution.')
+        for key in filter(opt.get, USM_KEYS.values()):
+            raise OptionError(f'`{key}` is not read by SDStyleGAN2Model. Take it out.')
+        if isinstance(opt.get('datasets'), dict):
+            cls._complete_validation(opt, opt['datasets'])
+            cls._check_range(opt['datasets'].get('train'))
+        complete_unconditional(opt, cls.latent_size(opt))
         return super().complete(opt)
+
+    @staticmethod
+    def _complete_validation(opt: dict[str, Any], datasets: dict[str, Any]) -> None:
+        val = opt.get('val')
+        if not (val and isinstance(val, dict)):
+            return
+        if opt.get('is_train', True) and not any(str(name).startswith('val') for name in datasets):
+            count = val.pop('num_val_samples', GRID)
+            require('val.num_val_samples', 'size', count)
+            datasets['val'] = {'name': 'samples', 'type': 'SampleDataset', 'n': count, 'phase': 'val', 'scale': 1}
+        if 'num_val_samples' in val:
+            raise OptionError('`val.num_val_samples` is the size of a validation set that the file leaves out. Write '
+                              '`n` of the SampleDataset, and take it out.')
+
+    @staticmethod
+    def _check_range(train_set: Any) -> None:
+        """The generator's images are in [-1, 1]; datasets of another project may give such by themselves."""
+        if not isinstance(train_set, dict) or str(train_set.get('type')) not in DATASETS:
+            return
+        for key in ('mean', 'std'):
+            numbers = train_set.get(key)
+            if not isinstance(numbers, list | tuple) or any(number != 0.5 for number in numbers):
+                raise OptionError(f'`datasets.train.{key}` cannot be {numbers}: StyleGAN2 learns from images in '
+                                  f'[-1, 1]. Write `{key}: [0.5, 0.5, 0.5]`.')
+
+    @classmethod
+    def latent_size(cls, opt: dict[str, Any]) -> int:
+        """Always; 512 by default, as the generator has it."""
+        return get(opt, 'network_g.num_style_feat') or 512
 
     @classmethod
     def complete_training(cls, opt: dict[str, Any], train_opt: dict[str, Any]) -> None:
         """Also Adam's betas, which lazy regularisation adapts (Karras et al. 2020)."""
-        cls.refuse_unread(train_opt, ('gan', 'self_distill'), UNREAD)
+        asking = [key for key, idle in IDLE.items() if train_opt.get(key) != idle]
+        cls.refuse_unread(train_opt, ('gan', 'self_distill'), (*UNREAD, *asking))
         for key, value in DEFAULTS.items():
             train_opt.setdefault(key, dict(value) if isinstance(value, dict) else value)
         if train_opt['update_order'] != 'd_first':
@@ -70,8 +113,9 @@ class SDStyleGAN2Model(DistillationModel):
                               'of its own. Write `d_first`, or leave it out.')
         for label in 'gd':
             optimizer, every = train_opt.get(f'optim_{label}'), train_opt[f'net_{label}_reg_every']
-            if isinstance(optimizer, dict) and isinstance(every, int) and every > 0:
-                optimizer.setdefault('betas', [0, 0.99**(every / (every + 1))])
+            kind = OPTIMIZERS.get(str(optimizer.get('type'))) if isinstance(optimizer, dict) else None
+            if kind and 'betas' in signature(kind).parameters and isinstance(every, int) and every > 0:
+                train_opt[f'optim_{label}'].setdefault('betas', [0, 0.99**(every / (every + 1))])
 
     def init_training_settings(self) -> None:
         """The base's, and the state of the path length regularisation."""
@@ -80,7 +124,7 @@ class SDStyleGAN2Model(DistillationModel):
 
     def lq_size(self) -> tuple[int, ...]:  # type: ignore[override]
         """Shape of one latent, (1, num_style_feat)."""
-        return (1, self.net_g.num_style_feat)
+        return (1, self.latent_size(self.opt))
 
     def gt_size(self) -> tuple[int, int, int, int]:
         """Shape of one image, (1, 3, out_size, out_size)."""
@@ -106,7 +150,8 @@ class SDStyleGAN2Model(DistillationModel):
             self._update_d(current_iter)
             self._update_g(current_iter)
         self.runtime.guard.watch(self.loss_tensors)
-        self.model_ema(self._ema_decay_at(current_iter))
+        if self.ema_decay > 0:
+            self.model_ema(self._ema_decay_at(current_iter))
         self.loss_tensors = OrderedDict((name, value.detach()) for name, value in self.loss_tensors.items())
 
     def _styles(self, batch: int) -> list[Tensor]:

@@ -29,10 +29,16 @@ class OptionallyUnconditionalModel(DistillationModel):
     @classmethod
     def complete(cls, opt: dict[str, Any]) -> list[str]:
         """Also the length of the latents."""
-        size = get(opt, 'network_g.size')
-        if isinstance(size, int):
-            complete_unconditional(opt, 3 * size**2)
+        latent = cls.latent_size(opt)
+        if latent is not None:
+            complete_unconditional(opt, latent)
         return super().complete(opt)
+
+    @classmethod
+    def latent_size(cls, opt: dict[str, Any]) -> int | None:
+        """3 * size * size with a `size`."""
+        size = get(opt, 'network_g.size')
+        return 3 * size**2 if isinstance(size, int) else None
 
     @property
     def size(self) -> int | None:

@@ -52,6 +52,10 @@ ALIASES: dict[str, str] = {
     'discriminator': 'network_d',
     'train.resp_kd_opt': 'train.response_kd_opt',
     'train.adversarial_opt': 'train.gan_opt',
+    # older files of BasicSR, its one of StyleGAN2 among them
+    'path.pretrain_model_g': 'path.pretrain_network_g',
+    'path.pretrain_model_d': 'path.pretrain_network_d',
+    'path.strict_load': 'path.strict_load_g',
 }
 # Such a key -> what else it means there: key -> value, where the file does not say it.
 IMPLIED: dict[str, dict[str, str]] = {
@@ -504,6 +508,8 @@ def _check_dataset(key: str, dataset: Options, opt: Options, training: bool) -> 
     kind, lmdb = dataset['type'].removesuffix('_basicsr'), get(dataset, 'io_backend.type') == 'lmdb'
     for name, root in roots.items():
         _check_root(f'{key}.{name}', root, lmdb, kind in NAMED_LMDB)
+    if kind == 'FFHQDataset' and not lmdb:
+        _check_ffhq(f'{key}.dataroot_gt', roots['dataroot_gt'])
     listing = next((name for name in ('meta_info_file', 'meta_info') if isinstance(dataset.get(name), str)), None)
     if kind not in LISTED:
         if listing and not osp.exists(dataset[listing]):
@@ -542,6 +548,14 @@ def _check_root(key: str, root: str, lmdb: bool, named: bool) -> None:
         raise OptionError(f'`{key}`: `{root}` is an LMDB. Write `io_backend: {{type: lmdb}}`.')
     if osp.isdir(root) and not os.listdir(root):
         raise OptionError(f'`{key}`: the folder `{root}` is empty. Put the images there, or correct the path.')
+
+
+def _check_ffhq(key: str, root: str) -> None:
+    first, last = (osp.join(root, f'{number:08}.png') for number in (0, 69_999))
+    if not (osp.isfile(first) and osp.isfile(last)):
+        raise OptionError(f"`{key}`: of a folder, BasicSR's FFHQDataset reads 00000000.png to 00069999.png, and not "
+                          f'both are in `{root}`. For other images write `kd-prepare lmdb {root} {root}.lmdb`, name '
+                          'that LMDB, and write `io_backend: {type: lmdb}`.')
 
 
 def _refuse_missing(key: str, path: str) -> NoReturn:

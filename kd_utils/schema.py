@@ -10,7 +10,8 @@ Constructors (networks, losses, optimizers, schedulers, metrics) have no table: 
 A model of this package has a class attribute `losses`. What it does not know is refused; what a model of another
 project may know becomes a warning. Classes extend the tables themselves: a model by `option_keys`, full key -> kind,
 such as `{'train.queue': 'size'}`, and by `needs`, like NEEDS; a dataset by `option_keys`, key -> kind; a loss by
-`supplied`, the constructor's arguments that come from the model, and `options`, the keys that the model reads.
+`supplied`, the constructor's arguments that come from the model, and `options`, the keys that the model reads. A model
+whose `latent_size` is not None makes images from noise.
 """
 from __future__ import annotations
 
@@ -263,6 +264,7 @@ ARGUMENTS: Table = {
 ARGUMENTS_OF: dict[str, Table] = {
     **dict.fromkeys(('GCFSR', 'GCFSR_blind'), {'out_size': 'power!', 'cond_norm': 'largest?'}),
     'GCFSRDiscriminator': {'out_size': 'power!'},
+    **dict.fromkeys(('StyleGAN2Generator', 'StyleGAN2Discriminator'), {'out_size': 'side!'}),
     'SwinIR': {'img_size': 'number or numbers', 'patch_size': 'number or numbers'},
     'DenoisingPhaseNet': {'scale': 'size', 'phases': 'size', 'num_block': 'size', 'noise': 'paired|zero',
                           'seed': 'count', 'sizes': 'list?'},
@@ -829,6 +831,8 @@ class _Checker:
         name = dataset['type'].removesuffix('_basicsr')
         table = DATASETS.get(name, getattr(cls, 'option_keys', None))
         unknown: Callable[[str], None] = self.strange if table is not None else _ignore
+        if self.ours and table is not None:
+            self.check_latents(key, name, dataset, training)
         if table is None:
             self.warnings.append(f'`{key}.type`: {name} is of another project, so its own keys are not checked.')
         self.table(key, dataset, {**LOADER, **(table or {})}, training, unknown)
@@ -856,6 +860,21 @@ class _Checker:
         if dataset.get('persistent_workers') and not (training and dataset.get('num_worker_per_gpu')):
             self.refuse(f'`{key}.persistent_workers` needs workers, and there are none'
                         f'{"" if training else " in validation"}. Set `{key}.persistent_workers` to false.')
+
+    def check_latents(self, key: str, name: str, dataset: Options, training: bool) -> None:
+        """Latents are for generators that make images from noise, and nothing else is, but to learn from."""
+        model, size = self.opt['model_type'], getattr(self.model, 'latent_size', lambda opt: None)(self.opt)
+        wanted = size is not None and (not training or self.model.learns_from_latents)
+        if name != 'SampleDataset' and wanted:
+            self.refuse(f'`{key}.type`: {name} gives images, and {model} makes its own from latents. '
+                        'Use SampleDataset.')
+        if name == 'SampleDataset' and not wanted:
+            self.refuse(f'`{key}.type`: SampleDataset gives latents, and {model} '
+                        + ('takes LR images here. Use PairedImageDataset.' if size is None
+                           else 'learns from images. Use FFHQDataset.'))
+        if wanted and dataset.get('num_style_feat', size) != size:
+            self.refuse(f'`{key}.num_style_feat` is {dataset.get("num_style_feat")}, and `network_g` takes latents of '
+                        f'{size} numbers. Leave it out.')
 
     def check_degradation(self, key: str, dataset: Options) -> None:
         if 'meta_info' not in dataset and get(dataset, 'io_backend.type') != 'lmdb':

@@ -40,6 +40,15 @@ def pipeline(folder):
     return unet
 
 
+def test_images_are_refused_where_latents_are_wanted(tmp_path):
+    opt = student_options(tmp_path, save_teacher(tmp_path, TEACHER))
+    opt['datasets']['train'] = {'name': 'x', 'type': 'FFHQDataset', 'dataroot_gt': 'x.lmdb', 'use_hflip': True,
+                                'io_backend': {'type': 'lmdb'}, 'mean': [0.] * 3, 'std': [1.] * 3, **LOADER}
+    AdvKDModel.complete(opt)
+    with pytest.raises(OptionError, match='FFHQDataset gives images, and AdvKDModel makes its own from latents'):
+        check_options(opt, DistillationModel.losses)
+
+
 def test_a_pipeline_of_diffusers_teaches(tmp_path):
     """Its folder brings U-Net, schedule, prediction type and size; states are those of its own DDIM."""
     unet = pipeline(tmp_path / 'ddpm').eval()

@@ -1,5 +1,6 @@
 """Unconditional StyleGAN2 with self-distillation: BasicSR's iteration, shared noise, resume, the loop."""
 import json
+import re
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ from kd_cli.loop import train_pipeline
 from kd_cli.prepare import main as prepare
 from kd_models.distillation_model import DistillationModel
 from kd_models.sdstylegan2_model import SDStyleGAN2Model
-from kd_utils.options import OptionError, check_options
+from kd_utils.options import OptionError, apply_aliases, check_options
 from kd_utils.rng import RandomState
 from tests.support import assert_equal_weights, model_options, train_seeded, weights, write_yaml
 
@@ -23,13 +24,17 @@ OPTIM = {'type': 'Adam', 'lr': 2e-3}
 TRAIN = {'pixel_opt': None, 'optim_g': OPTIM, 'optim_d': dict(OPTIM), 'net_g_reg_every': 2, 'net_d_reg_every': 2,
          'r1_reg_weight': 10, 'path_reg_weight': 2, 'path_batch_shrink': 2, 'mixing_prob': 0.5}
 MSE = {'type': 'MSELoss', 'loss_weight': 1.0}
+FFHQ = {'name': 'tiny', 'type': 'FFHQDataset', 'dataroot_gt': 'real.lmdb', 'io_backend': {'type': 'lmdb'},
+        'use_hflip': True, 'mean': [0.5] * 3, 'std': [0.5] * 3, 'num_worker_per_gpu': 0, 'batch_size_per_gpu': 4}
+SAMPLES = {'name': 'samples', 'type': 'SampleDataset', 'n': 3}
 
 
 def options(folder, train_opt=None, **top):
     networks = {'network_g': dict(NETWORK_G), 'network_d': dict(NETWORK_D)}
     val = {'val_freq': 4, 'save_img': False, 'num_val_samples': 4, **top.pop('val', {})}
     return model_options(folder, {'self_distill_opt': dict(MSE), **TRAIN, **(train_opt or {})},
-                         **{'model_type': 'SDStyleGAN2Model', 'val': val, **networks, **top})
+                         **{'model_type': 'SDStyleGAN2Model', 'val': val, 'datasets': {'train': FFHQ}, **networks,
+                            **top})
 
 
 def images(count, batch=4):
@@ -115,7 +120,8 @@ def test_resume(tmp_path, stop):
 
 def test_defaults_are_the_papers_hosts(tmp_path):
     opt = model_options(tmp_path, {'pixel_opt': None, 'optim_g': dict(OPTIM), 'optim_d': dict(OPTIM)},
-                        model_type='SDStyleGAN2Model', network_g=dict(NETWORK_G), network_d=dict(NETWORK_D))
+                        model_type='SDStyleGAN2Model', network_g=dict(NETWORK_G), network_d=dict(NETWORK_D),
+                        datasets={'train': FFHQ})
     SDStyleGAN2Model.complete(opt)
     assert opt['train']['ema_decay'] == pytest.approx(0.997784, abs=1e-6)
     assert opt['train']['optim_g']['betas'] == [0, pytest.approx(0.99**0.8)]
@@ -130,12 +136,56 @@ def test_defaults_are_the_papers_hosts(tmp_path):
     ({}, {'val': {'self_ensemble': True}}, '`val.self_ensemble`'),
     ({'mixing_prob': 2}, {}, '`train.mixing_prob` cannot be 2'),
     ({'ema_decay': 0}, {}, '`train.self_distill_opt` needs `train.ema_decay`'),
+    ({'net_d_iters': 2}, {}, '`train.net_d_iters` is not read'),
+    ({}, {'l1_gt_usm': True}, '`l1_gt_usm` is not read'),
+    ({}, {'network_g': {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3}}, 'EDSR is not what SDStyleGAN2Model trains'),
+    ({}, {'network_g': {**NETWORK_G, 'out_size': 12}}, '`network_g.out_size` cannot be 12. Write a power of two'),
+    ({}, {'network_d': {**NETWORK_D, 'out_size': 12}}, '`network_d.out_size` cannot be 12. Write a power of two'),
+    ({}, {'datasets': {'train': {**FFHQ, 'mean': [0., 0., 0.]}}}, 'learns from images in [-1, 1]. Write `mean: [0.5'),
+    ({}, {'datasets': {'train': {**SAMPLES, 'num_worker_per_gpu': 0, 'batch_size_per_gpu': 2}}},
+     '`datasets.train.type`: SampleDataset gives latents, and SDStyleGAN2Model learns from images. Use FFHQDataset'),
+    ({}, {'datasets': {'train': FFHQ, 'val': SAMPLES}}, '`val.num_val_samples` is the size of a validation set that'),
+    ({}, {'val': {'num_val_samples': 0}}, '`val.num_val_samples` cannot be 0'),
 ])
 def test_refusals(tmp_path, train_opt, top, message):
     opt = options(tmp_path, train_opt, **top)
-    with pytest.raises(OptionError, match=message.replace('(', r'\(')):
+    with pytest.raises(OptionError, match=re.escape(message)):
         SDStyleGAN2Model.complete(opt)
         check_options(opt, DistillationModel.losses)
+
+
+@pytest.mark.parametrize('val_set, message', [
+    ({**SAMPLES, 'num_style_feat': 8}, '`datasets.val.num_style_feat` is 8, and `network_g` takes latents of 16'),
+    ({'name': 'photos', 'type': 'SingleImageDataset', 'dataroot_lq': 'lr', 'io_backend': {'type': 'disk'}},
+     '`datasets.val.type`: SingleImageDataset gives images, and SDStyleGAN2Model makes its own'),
+])
+def test_other_validation_sets_are_refused(tmp_path, val_set, message):
+    opt = options(tmp_path, datasets={'train': FFHQ, 'val': val_set})
+    del opt['val']['num_val_samples']
+    with pytest.raises(OptionError, match=re.escape(message)):
+        SDStyleGAN2Model.complete(opt)
+        check_options(opt, DistillationModel.losses)
+
+
+def test_the_keys_of_basicsrs_file_are_taken(tmp_path):
+    """Its `model_type` alone has to be changed."""
+    opt = options(tmp_path, {'net_d_iters': 1, 'net_d_init_iters': 0})
+    opt['path'].update(pretrain_model_g=None, strict_load=True)
+    apply_aliases(opt)
+    SDStyleGAN2Model.complete(opt)
+    assert check_options(opt, DistillationModel.losses) == []
+    assert opt['datasets']['val'] == {**SAMPLES, 'n': 4, 'phase': 'val', 'scale': 1, 'num_style_feat': 16}
+
+
+def test_an_optimizer_without_betas(tmp_path):
+    opt = options(tmp_path, {'optim_g': {'type': 'SGD', 'lr': 1e-3}})
+    SDStyleGAN2Model.complete(opt)
+    assert check_options(opt, DistillationModel.losses) == []
+
+
+def test_without_an_ema(tmp_path):
+    model = build_model(options(tmp_path, {'ema_decay': 0, 'self_distill_opt': None}))
+    assert train_seeded(model, images(1))[0]['l_g'] > 0
 
 
 def test_images_of_another_size_are_refused(tmp_path):
@@ -160,10 +210,8 @@ def test_through_the_loop(lmdb, monkeypatch):
     """train.py and test.py: samples, a grid, and a set-level metric, the same twice."""
     metrics = {'rfid': {'type': 'RandomFID', 'real': str(lmdb / 'real'), 'better': 'lower'}}
     yml = {'name': 'sd', 'model_type': 'SDStyleGAN2Model', 'num_gpu': 0, 'manual_seed': 0,
-           'datasets': {'train': {'name': 'tiny', 'type': 'FFHQDataset', 'dataroot_gt': str(lmdb / 'real.lmdb'),
-                                  'io_backend': {'type': 'lmdb'}, 'use_hflip': True, 'mean': [0.5] * 3,
-                                  'std': [0.5] * 3, 'num_worker_per_gpu': 0, 'batch_size_per_gpu': 4,
-                                  'dataset_enlarge_ratio': 4, 'prefetch_mode': None}},
+           'datasets': {'train': {**FFHQ, 'dataroot_gt': str(lmdb / 'real.lmdb'), 'dataset_enlarge_ratio': 4,
+                                  'prefetch_mode': None}},
            'network_g': NETWORK_G, 'network_d': NETWORK_D,
            'train': {**TRAIN, 'self_distill_opt': MSE, 'total_iter': 4, 'warmup_iter': -1,
                      'scheduler': {'type': 'MultiStepLR', 'milestones': [3], 'gamma': 0.5}},

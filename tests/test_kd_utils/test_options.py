@@ -683,6 +683,12 @@ def test_mcadkd_keys_are_renamed_and_reported(write):
     assert opt['train']['contrastive_opt']['level'] == 'hybrid' and 'type' not in opt['train']['contrastive_opt']
 
 
+def test_older_names_of_basicsr_are_renamed():
+    opt = {'model_type': 'TestOurModel', 'path': {'pretrain_model_g': 'g.pth', 'strict_load': False}}
+    assert len(apply_aliases(opt)) == 2
+    assert opt['path'] == {'pretrain_network_g': 'g.pth', 'strict_load_g': False}
+
+
 def test_old_and_new_key_together_are_refused():
     opt = read(MCADKD)
     opt['network_d'] = {'type': 'VGGStyleDiscriminator'}
@@ -1524,6 +1530,15 @@ def test_lmdbs_that_differ(lmdb_files, tmp_path, gt, lq, fragment):
         assert fragment in file_refusal(lmdb_files)
     else:
         check_files(lmdb_files)
+
+
+def test_a_folder_that_is_not_ffhqs(files, tmp_path):
+    files['datasets']['train'] = {'type': 'FFHQDataset', 'dataroot_gt': 'other', 'io_backend': {'type': 'disk'}}
+    assert 'reads 00000000.png to 00069999.png' in file_refusal(files)
+    assert '`kd-prepare lmdb other other.lmdb`' in file_refusal(files)
+    for name in ('00000000.png', '00069999.png'):
+        save_image(tmp_path / 'other' / name, (8, 8))
+    check_files(files)
 
 
 def test_weights_of_foreign_losses_are_no_files(files):
