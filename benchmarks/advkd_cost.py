@@ -70,7 +70,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--repeats', type=int, default=5, help='passes that are timed')
     args = parser.parse_args(argv)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    rows = table(load_yaml(args.opt), args.size, args.repeats, device)
+    opt = load_yaml(args.opt)
+    if not opt.get('teacher'):
+        parser.error(f'{args.opt} has no teacher. Name an option file of AdvKDModel.')
+    rows = table(opt, args.size, args.repeats, device)
     height, width = rows[0]['shape'][-2:]
     print(f'{args.opt}, an image of {width}x{height}, {torch.get_num_threads()} threads, {device}\n')
     print('| network | params | MACs | evaluations | ms per image |\n| --- | --- | --- | --- | --- |')

@@ -136,7 +136,7 @@ class DenoisingPhaseNet(PhaseChain):
     @staticmethod
     def sizes_of(*, scale: int = 4, phases: int = 5, sizes: list | None = None, **others: Any) -> list[int]:
         """As written, or by default."""
-        return list(sizes or phase_sizes(scale, phases))
+        return phase_sizes(scale, phases) if sizes is None else list(sizes)
 
     def enter(self, lq: Tensor, noise: Tensor | None = None) -> Tensor:
         """Args are lq (N, 3, H, W) in [0, 1] and noise (N, 3, sH, sW)."""
@@ -159,8 +159,9 @@ def _factors(sizes: list[int], phases: int, scale: int) -> list[int]:
         OptionError: They do not lead from 1 to `scale`.
     """
     example = ', '.join(map(str, phase_sizes(scale, phases)))
-    if len(sizes) != phases or sizes[-1] != scale:
-        raise OptionError(f'`sizes` has {len(sizes)} phases and ends at {sizes[-1]} times the LR image, for `phases: '
+    end = [1, *sizes][-1]
+    if len(sizes) != phases or end != scale:
+        raise OptionError(f'`sizes` has {len(sizes)} phases and ends at {end} times the LR image, for `phases: '
                           f'{phases}` and `scale: {scale}`. Write {phases} sizes up to {scale}, such as [{example}].')
     for before, size in zip([1, *sizes], sizes, strict=False):
         if not isinstance(size, int) or size < before or size % before:

@@ -28,6 +28,12 @@ def _diffusers() -> Any:
     return diffusers
 
 
+# Options of super-resolution only, and those that a pipeline brings.
+OF_SUPER_RESOLUTION = ('scale', 'residual', 'tile', 'tile_pad')
+OF_PIPELINE = ('block_out_channels', 'layers_per_block', 'norm_num_groups', 'dropout', 'add_attention', 'timesteps',
+               'prediction_type')
+
+
 def linear_betas(timesteps: int) -> np.ndarray:
     """Variances of the noise of each timestep, (T, ): DDPM's (Ho et al. 2020), for other T scaled to the same sum."""
     scale = 1000 / timesteps
@@ -48,7 +54,8 @@ class DiffusionUNet(nn.Module):
 
     Args:
         scale: Factor of super-resolution.
-        size: Side of the images of an unconditional model, which has no `scale`; None for super-resolution.
+        size: Side of the images of an unconditional model, which has no `scale`; None for super-resolution, and where
+            `pretrained` brings it.
         block_out_channels: Channels of the U-Net by level; each level halves the image.
         layers_per_block: Residual blocks of a level.
         norm_num_groups: Groups of group normalisation; they divide all channels.
@@ -83,7 +90,7 @@ class DiffusionUNet(nn.Module):
                 timestep_spacing='trailing', clip_sample=True, set_alpha_to_one=True)
         else:
             self.unet, scheduler = _pretrained(pretrained)
-            size = self.unet.config.sample_size
+            size = _size_of(self.unet, pretrained, size)
         self.size = size
         self.residual = residual and not size
         self.multiple = 2**(len(self.unet.config.block_out_channels) - 1)
@@ -171,7 +178,7 @@ def _pretrained(source: str) -> tuple[nn.Module, Any]:
     """U-Net and DDIM scheduler of a diffusers pipeline."""
     diffusers = _diffusers()
     try:
-        pipeline = diffusers.DDPMPipeline.from_pretrained(source)
+        pipeline = diffusers.DDPMPipeline.from_pretrained(source, low_cpu_mem_usage=False)  # True needs `accelerate`
     except (OSError, ValueError) as error:
         raise OptionError(f'`pretrained`: `{source}` cannot be read as a diffusers pipeline '
                           f'({str(error).splitlines()[0]}). Name a folder that save_pretrained wrote, or a public name '
@@ -179,3 +186,14 @@ def _pretrained(source: str) -> tuple[nn.Module, Any]:
     scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing='trailing',
                                                     set_alpha_to_one=True)
     return pipeline.unet, scheduler
+
+
+def _size_of(unet: Any, source: str, size: int | None) -> int:
+    """Side of a pipeline's images, which `size` repeats or leaves open."""
+    own = unet.config.sample_size
+    if not isinstance(own, int) or unet.config.in_channels != 3:
+        raise OptionError(f'`pretrained`: the images of `{source}` have {unet.config.in_channels} channels and the '
+                          f'size {own}. Name a pipeline of colour images with one number as `sample_size`.')
+    if size not in (None, own):
+        raise OptionError(f'`size` is {size}, and the images of `{source}` are {own}x{own}. Write {own}.')
+    return own

@@ -18,10 +18,10 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
+from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor
 
-from kd_arch.denoising_phase_arch import PhaseChain
+from kd_arch.denoising_phase_arch import PhaseChain, PhaseDiscriminators
 from kd_arch.diffusion_arch import DiffusionUNet
 from kd_models.phase_adversary import PhaseAdversary
 from kd_models.step import Step
@@ -29,7 +29,7 @@ from kd_models.terms import TERMS, PhaseKDTerm, Term
 from kd_models.unconditional import OptionallyUnconditionalModel
 from kd_utils.options import OptionError
 from kd_utils.resize import bicubic
-from kd_utils.schema import get, registered, require
+from kd_utils.schema import arch_of, get, is_another, require
 
 # What `train.preset` writes where the YAML is silent.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -42,6 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 PENALTIES: dict[str, dict[str, Any]] = {'practical': {'r1_reg_weight': 1, 'net_d_reg_every': 16},
                                         'faithful': {'gp_reg_weight': 10, 'weight_clip': 0.1}}
 LOSSES = ('pixel', 'perceptual', 'gan', 'response_kd', 'contrastive', 'self_distill', 'phase_kd')
+OF_PHASES = ('gan', 'phase_kd')  # the others are of the SR image, which only the last phase has
 
 
 def tapped_states(phases: int, steps: int) -> list[int]:
@@ -57,10 +58,20 @@ def tapped_states(phases: int, steps: int) -> list[int]:
 
 
 def progressive_stages(total_iter: int, phases: int, losses: list[str]) -> list[dict[str, Any]]:
-    """One stage after the other trains up to phase k for its share (k + 1) / (K (K + 1) / 2) of the iterations."""
+    """One stage after the other trains up to phase k, from 1, for its share k / (K (K + 1) / 2) of the iterations.
+
+    Losses on the SR image are on in the last stage.
+
+    Raises:
+        OptionError: There are too few iterations.
+    """
     ends = [round(total_iter * k * (k + 1) / (phases * (phases + 1))) for k in range(phases + 1)]
-    return [{'name': f'phase {k}', 'iters': ends[k] - ends[k - 1], 'losses': losses, 'optimizer': 'fresh', 'phase': k}
-            for k in range(1, phases + 1)]
+    if ends[1] == 0:
+        raise OptionError(f'`train.total_iter` is {total_iter}, too few for the {phases} stages of `preset: faithful`. '
+                          f'Write {phases * (phases + 1) // 2} or more.')
+    early = [name for name in losses if name in OF_PHASES]
+    return [{'name': f'phase {k}', 'iters': ends[k] - ends[k - 1], 'losses': losses if k == phases else early,
+             'optimizer': 'fresh', 'phase': k} for k in range(1, phases + 1)]
 
 
 @MODEL_REGISTRY.register()
@@ -82,16 +93,41 @@ class AdvKDModel(OptionallyUnconditionalModel):
     def complete_training(cls, opt: dict[str, Any], train_opt: dict[str, Any]) -> None:
         """The preset: losses, penalties, discriminators and stages."""
         cls.refuse_unread(train_opt, LOSSES, ('gan_mode', ))
+        cls._check_networks(opt)
         preset = train_opt.setdefault('preset', 'practical')
         require('train.preset', cls.option_keys['train.preset'], preset)  # before it decides about anything
         for key, value in PRESETS[preset].items():
             train_opt.setdefault(key, deepcopy(value))
         if train_opt['gan_opt'] is not None:
             cls._complete_discriminators(opt, train_opt, preset)
+        elif opt.get('network_d'):
+            raise OptionError('`network_d` has nothing to learn without `train.gan_opt`. Take one of `network_d` and '
+                              '`gan_opt: ~` out.')
         total, phases = train_opt.get('total_iter'), len(_sizes(opt))
-        if preset == 'faithful' and not train_opt.get('stages') and isinstance(total, int | float):
+        if preset == 'faithful' and not train_opt.get('stages') and total is not None and phases:
+            require('train.total_iter', 'iters', total)
             configured = [name for name in cls.known_terms if train_opt.get(f'{name}_opt') is not None]
             train_opt['stages'] = progressive_stages(int(total), phases, configured)
+
+    @classmethod
+    def _check_networks(cls, opt: dict[str, Any]) -> None:
+        """Student and teacher must be of their kinds, and of one size."""
+        if not opt.get('teacher') or is_another(opt, 'teacher.network_g', DiffusionUNet):
+            raise OptionError(f'{cls.__name__} needs a diffusion model as `teacher.network_g`. Name a DiffusionUNet, '
+                              'as trained by DiffusionSRModel.')
+        if is_another(opt, 'network_g', PhaseChain):
+            raise OptionError(f'`network_g`: {opt["network_g"]["type"]} has no phases. Use DenoisingPhaseNet, or '
+                              'PhaseDecoder where there are no LR images.')
+        size, pretrained = get(opt, 'network_g.size'), get(opt, 'teacher.network_g.pretrained')
+        if pretrained and size is None:
+            raise OptionError('`teacher.network_g.pretrained` has no LR images, and `network_g` has no `size`. Use a '
+                              'PhaseDecoder with the size of its images, or another teacher.')
+        if pretrained:
+            opt['teacher']['network_g'].setdefault('size', size)  # it is compared with the pipeline's when that is read
+        elif get(opt, 'teacher.network_g.size') != size:
+            sides = ['none' if side is None else side for side in (size, get(opt, 'teacher.network_g.size'))]
+            raise OptionError(f'`network_g.size` is {sides[0]}, and `teacher.network_g.size` is {sides[1]}. Write the '
+                              "teacher's in both; for super-resolution, none.")
 
     @classmethod
     def _complete_discriminators(cls, opt: dict[str, Any], train_opt: dict[str, Any], preset: str) -> None:
@@ -101,10 +137,17 @@ class AdvKDModel(OptionallyUnconditionalModel):
         faithful = preset == 'faithful'
         network_d: Any = {'type': 'PhaseDiscriminators', 'num_feat': 32 if faithful else 64, 'faithful': faithful}
         network_d = opt.setdefault('network_d', network_d)
+        if not network_d:
+            raise OptionError('`network_d` is empty, and `train.gan_opt` needs discriminators. Leave the key out for '
+                              'those of the preset, or write `gan_opt: ~`.')
+        if is_another(opt, 'network_d', PhaseDiscriminators):
+            raise OptionError(f'`network_d.type`: {network_d["type"]} is not one discriminator for each phase. '
+                              'Use PhaseDiscriminators.')
         if isinstance(network_d, dict) and network_d.get('type') == 'PhaseDiscriminators':
-            side, sizes = _lq_side(opt), _sizes(opt)
-            if side and sizes:
-                network_d.setdefault('sizes', [size * side for size in sizes])
+            sides = [size * _lq_side(opt) for size in _sizes(opt)]
+            if network_d.setdefault('sizes', sides) != sides and sides:
+                raise OptionError(f'`network_d.sizes` is {network_d["sizes"]}, and the images of the phases have the '
+                                  f'sides {sides} in training. Take it out.')
             network_d.setdefault('conditional', get(opt, 'network_g.size') is None)
 
     # ---------------------------------------------------------------- construction
@@ -116,15 +159,12 @@ class AdvKDModel(OptionallyUnconditionalModel):
         super().init_training_settings()
         for stage in self.stages:
             self._check_phase(stage.name, stage.phase, stage.losses)
+        if self.net_d is not None:
+            self._try_discriminators()
 
     def _build_terms(self) -> dict[str, Term]:
         """Also the heads of the phases, and which states of the teacher they are compared with."""
-        if self.teacher is None or not isinstance(self.teacher.net_g, DiffusionUNet):
-            raise OptionError('AdvKDModel needs a diffusion model as `teacher.network_g`. Name a DiffusionUNet, as '
-                              'trained by DiffusionSRModel.')
-        if not isinstance(self.net_g, PhaseChain):
-            raise OptionError(f'`network_g`: {type(self.net_g).__name__} has no phases. Use DenoisingPhaseNet, or '
-                              'PhaseDecoder where there are no LR images.')
+        assert self.teacher is not None and isinstance(self.teacher.net_g, DiffusionUNet)  # see _check_networks
         self.diffusion = self.teacher.net_g
         self.taps = tapped_states(len(self.net_g.sizes), self.diffusion.sampler.steps)
         self.target = self.opt['train'].get('target', 'xt')
@@ -144,6 +184,21 @@ class AdvKDModel(OptionallyUnconditionalModel):
         if phase is not None and phase < count and whole:
             raise OptionError(f'`train.stages`: `{stage}` ends at phase {phase}, which has no SR image for the loss '
                               f'`{whole[0]}`. Take it out of this stage, or write `phase: {count}`.')
+
+    def _try_discriminators(self) -> None:
+        """Calls each on two blank images, or one where batches have one, on a device that computes nothing."""
+        count = min(self.opt['datasets']['train']['batch_size_per_gpu'], 2)
+        gt, lq = (torch.zeros(count, *size[1:], device='meta') for size in (self.gt_size(), self.lq_size()))
+        net = deepcopy(self.net_d).to('meta')
+        for phase, size in enumerate(self.net_g.sizes):
+            side = gt.shape[-1] * size // self.net_g.sizes[-1]
+            try:
+                net(gt.new_zeros(count, 3, side, side), lq=None if self.size else lq, noise=gt, phase=phase)
+            except (RuntimeError, ValueError) as error:
+                remedy = 'gt_size` larger' if count > 1 else 'batch_size_per_gpu` 2 or more'
+                raise OptionError(f'`network_d`: the discriminator of phase {phase + 1} does not take {count} images '
+                                  f'of {side}x{side} ({str(error).splitlines()[0]}). Make `datasets.train.{remedy}.'
+                                  ) from None
 
     # ---------------------------------------------------------------- the teacher's trajectories
 
@@ -254,17 +309,16 @@ def _unpack(cached: Tensor) -> tuple[Tensor, Tensor]:
 
 def _sizes(opt: dict[str, Any]) -> list[int]:
     """Sides of the phases' images as multiples of the input's, of options not checked yet; empty if they are wrong."""
-    network = opt.get('network_g')
-    arch = registered(ARCH_REGISTRY).get(str(get(opt, 'network_g.type')))
     try:
-        return arch.sizes_of(**network)  # type: ignore[union-attr,arg-type]
-    except (AttributeError, TypeError, ValueError):
+        return arch_of(opt, 'network_g').sizes_of(**opt['network_g'])
+    except (AttributeError, TypeError, ValueError, KeyError):
         return []  # the check, or the network when it is built, says what is wrong
 
 
-def _lq_side(opt: dict[str, Any]) -> int | None:
+def _lq_side(opt: dict[str, Any]) -> int:
     """Side of the student's input in training."""
     if get(opt, 'network_g.size'):
         return 4
     size, scale = opt.get('gt_size') or get(opt, 'datasets.train.gt_size'), opt.get('scale')
-    return size // scale if isinstance(size, int) and isinstance(scale, int) and scale > 0 else None
+    # 64 as the base has it for a dataset of another project
+    return size // scale if isinstance(size, int) and isinstance(scale, int) and scale > 0 else 64

@@ -15,9 +15,12 @@ from typing import Any
 import torch
 from basicsr.utils.registry import MODEL_REGISTRY
 
+from kd_arch.diffusion_arch import DiffusionUNet
 from kd_models.step import Step
 from kd_models.terms import DiffusionTerm
 from kd_models.unconditional import OptionallyUnconditionalModel
+from kd_utils.options import OptionError
+from kd_utils.schema import is_another
 
 UNREAD = ('gan_mode', 'net_d_iters', 'net_d_init_iters', 'update_order', 'optim_d')
 
@@ -42,6 +45,10 @@ class DiffusionSRModel(OptionallyUnconditionalModel):
     def complete_training(cls, opt: dict[str, Any], train_opt: dict[str, Any]) -> None:
         """The denoising loss and the moving average."""
         cls.refuse_unread(train_opt, ('diffusion', ), UNREAD)
+        if is_another(opt, 'network_g', DiffusionUNet):
+            raise OptionError(f'`network_g.type`: {opt["network_g"]["type"]} is no diffusion model. Use DiffusionUNet.')
+        if opt.get('network_d'):
+            raise OptionError(f'`network_d` is not read by {cls.__name__}. Take it out.')
         train_opt.setdefault('diffusion_opt', {})
         train_opt.setdefault('ema_decay', 0.9999)
 

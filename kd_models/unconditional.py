@@ -3,9 +3,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from kd_arch.denoising_phase_arch import PhaseDecoder
+from kd_arch.diffusion_arch import OF_PIPELINE, OF_SUPER_RESOLUTION, DiffusionUNet
 from kd_models.distillation_model import DistillationModel
 from kd_utils.options import OptionError
-from kd_utils.schema import get
+from kd_utils.schema import arch_of, get, require
 
 
 def complete_unconditional(opt: dict[str, Any], num_style_feat: int) -> None:
@@ -29,9 +31,17 @@ class OptionallyUnconditionalModel(DistillationModel):
     @classmethod
     def complete(cls, opt: dict[str, Any]) -> list[str]:
         """Also the length of the latents."""
-        latent = cls.latent_size(opt)
-        if latent is not None:
-            complete_unconditional(opt, latent)
+        for key in ('network_g', 'teacher.network_g'):
+            _refuse_unread(opt, key)
+        size = get(opt, 'network_g.size')
+        if size is None and (arch_of(opt, 'network_g') is PhaseDecoder or get(opt, 'network_g.pretrained')):
+            raise OptionError('`network_g.size` is missing. Write the side of its images.')
+        if size is not None:
+            require('network_g.size', 'size', size)
+            if opt.get('scale', 1) != 1:
+                raise OptionError('`scale` is of super-resolution, and `network_g.size` of a model without LR images. '
+                                  'Take one of the two out.')
+            complete_unconditional(opt, 3 * size**2)
         return super().complete(opt)
 
     @classmethod
@@ -59,4 +69,16 @@ class OptionallyUnconditionalModel(DistillationModel):
             size = 'x'.join(map(str, data['gt'].shape[2:]))
             raise OptionError(f'The images of datasets.train are {size}, and `network_g.size` is {self.size}. '
                               'Prepare images of that size, or change it.')
-        super().feed_data(data if 'lq' in data else {**data, 'lq': data['gt']})
+        super().feed_data({**data, 'lq': data['gt']} if self.size and 'lq' not in data else data)
+
+
+def _refuse_unread(opt: dict[str, Any], key: str) -> None:
+    """What a diffusion network without LR images leaves unread."""
+    network = get(opt, key)
+    if arch_of(opt, key) is not DiffusionUNet:
+        return
+    source = next((name for name in ('pretrained', 'size') if network.get(name)), None)
+    unread = {'pretrained': OF_SUPER_RESOLUTION + OF_PIPELINE, 'size': OF_SUPER_RESOLUTION, None: ()}[source]
+    for name in unread:
+        if network.get(name):
+            raise OptionError(f'`{key}.{name}` is not read where there is `{key}.{source}`. Take one of the two out.')

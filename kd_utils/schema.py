@@ -177,7 +177,8 @@ TEACHER: Table = {'network_g': 'dict!', 'network_d': 'dict?', 'path': 'dict!', '
 STOCK_LOSSES = ('pixel', 'ldl', 'perceptual', 'gan')
 # Keys of `train` that BasicSR's models do not know, and those that are of no use without a discriminator.
 OUR_TRAIN_KEYS = ('stages', 'update_order', 'gan_mode', 'ema_ramp_up', 'grad_clip', 'max_bad_steps')
-ADVERSARIAL_KEYS = ('update_order', 'gan_mode', 'net_d_iters', 'net_d_init_iters', 'net_d_reg_every', 'r1_reg_weight')
+ADVERSARIAL_KEYS = ('update_order', 'gan_mode', 'net_d_iters', 'net_d_init_iters', 'net_d_reg_every', 'r1_reg_weight',
+                    'gp_reg_weight', 'weight_clip')
 
 # Besides these: <name>_opt of every loss.
 TRAIN: Table = {
@@ -270,7 +271,8 @@ ARGUMENTS_OF: dict[str, Table] = {
                           'seed': 'count', 'sizes': 'list?'},
     'PhaseDecoder': {'size': 'size'},
     'PhaseDiscriminators': {'sizes': 'list!'},
-    'DiffusionUNet': {'prediction_type': 'epsilon|v_prediction|sample', 'block_out_channels': 'numbers',
+    'DiffusionUNet': {'prediction_type': 'epsilon|v_prediction|sample', 'block_out_channels': 'scales',
+                      'layers_per_block': 'size', 'norm_num_groups': 'size', 'dropout': 'decay',
                       'scale': 'size', 'size': 'size?', 'steps': 'size', 'timesteps': 'size', 'seed': 'count',
                       'tile': 'count', 'tile_pad': 'count'},
     'LPIPSLoss': {'net': 'vgg|alex|squeeze'},
@@ -344,6 +346,17 @@ def registered(registry: Registry) -> dict[str, Any]:
     """Name -> object as `registry.get` finds them, which prints at each name that is stored with BasicSR's suffix."""
     objects = dict(iter(registry))
     return {**{name.removesuffix('_basicsr'): value for name, value in objects.items()}, **objects}
+
+
+def arch_of(opt: Options, key: str) -> Any:
+    """What is registered for the network at `key`; None where its type is missing or unknown."""
+    return registered(ARCH_REGISTRY).get(str(get(opt, f'{key}.type')))
+
+
+def is_another(opt: Options, key: str, base: type) -> bool:
+    """Whether a known network is named at `key` that is no `base`."""
+    arch = arch_of(opt, key)
+    return arch is not None and not (isinstance(arch, type) and issubclass(arch, base))
 
 
 def is_foreign(model_type: Any) -> bool:
@@ -872,6 +885,8 @@ class _Checker:
             self.refuse(f'`{key}.type`: SampleDataset gives latents, and {model} '
                         + ('takes LR images here. Use PairedImageDataset.' if size is None
                            else 'learns from images. Use FFHQDataset.'))
+        if name == 'FFHQDataset' and size is None:
+            self.refuse(f'`{key}.type`: FFHQDataset gives no LR images. Use PairedImageDataset.')
         if wanted and dataset.get('num_style_feat', size) != size:
             self.refuse(f'`{key}.num_style_feat` is {dataset.get("num_style_feat")}, and `network_g` takes latents of '
                         f'{size} numbers. Leave it out.')

@@ -139,9 +139,9 @@ def train_seeded(model, data: list[dict], first: int = 1) -> list[dict]:
 def refusal(options: dict) -> str:
     """The message with which options are refused, by the check or by the model's construction."""
     model = MODEL_REGISTRY.get(options['model_type'])
-    if issubclass(model, DistillationModel):
-        model.complete(options)
     with pytest.raises(OptionError) as error:
+        if issubclass(model, DistillationModel):
+            model.complete(options)
         check_options(options, DistillationModel.losses)
         build_model(options)
     return str(error.value)

@@ -23,6 +23,12 @@ def test_the_numbers():
     assert teacher['shape'] == student['shape'] == (1, 3, 16, 16) and student['ms'] > 0
 
 
+def test_an_option_file_without_a_teacher(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(['-opt', str(write_yaml(tmp_path / 'x.yml', {'network_g': OPTIONS['network_g']}))])
+    assert 'has no teacher. Name an option file of AdvKDModel.' in capsys.readouterr().err
+
+
 def test_the_command(tmp_path, capsys):
     main(['-opt', str(write_yaml(tmp_path / 'x.yml', OPTIONS)), '--size', '8', '--repeats', '1'])
     output = capsys.readouterr().out

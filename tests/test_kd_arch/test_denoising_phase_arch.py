@@ -47,6 +47,7 @@ def test_sizes_as_written():
     (4, [1, 2, 3, 3, 4], 'a phase of 3 times the LR image cannot follow one of 2 times'),
     (4, [2, 1, 2, 2, 4], 'a phase of 1 times the LR image cannot follow one of 2 times'),
     (2, [1, 1, 1, 1, 1], 'ends at 1 times the LR image'),
+    (2, [], '`sizes` has 0 phases'),
 ])
 def test_sizes_that_cannot_be(scale, sizes, message):
     with pytest.raises(OptionError, match=message):

@@ -6,6 +6,7 @@ import torch
 from basicsr.archs import build_network
 
 from kd_utils.options import OptionError
+from tests.support import model_options, refusal
 
 UNET = {'type': 'DiffusionUNet', 'scale': 2, 'block_out_channels': [8, 16], 'layers_per_block': 1,
         'norm_num_groups': 4, 'timesteps': 40, 'steps': 4}
@@ -80,6 +81,19 @@ def test_tiles_equal_the_whole_where_they_overlap_enough():
     assert net(lq).shape == whole.shape and not torch.equal(net(lq), whole)
 
 
+def test_each_tile_sees_its_own_part_of_image_and_noise():
+    """With a network of known reach, a blur over 3x3, four steps reach four pixels: an overlap of that is enough."""
+    net, lq = network(residual=False, prediction_type='sample'), torch.rand(1, 3, 13, 11)
+
+    def predict(x, t, condition):
+        return torch.nn.functional.avg_pool2d(0.5 * x + condition, 3, 1, 1, count_include_pad=False) / 2
+
+    net.predict = predict
+    whole = net(lq)
+    net.tile, net.tile_pad = 4, 4
+    torch.testing.assert_close(net(lq), whole)
+
+
 def test_the_schedule_ends_in_noise_for_any_number_of_timesteps():
     for timesteps in (40, 100, 1000):
         net = network(timesteps=timesteps)
@@ -95,6 +109,19 @@ def test_the_schedule_ends_in_noise_for_any_number_of_timesteps():
 def test_refusals(changes, message):
     with pytest.raises(OptionError, match=message):
         network(**changes)
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'block_out_channels': []}, 'block_out_channels` cannot be'),
+    ({'block_out_channels': [8, 0]}, 'block_out_channels` cannot be'),
+    ({'norm_num_groups': 0}, 'norm_num_groups` cannot be 0'),
+    ({'layers_per_block': 0}, 'layers_per_block` cannot be 0'),
+    ({'dropout': 2}, 'dropout` cannot be 2'),
+])
+def test_kinds(tmp_path, changes, message):
+    options = model_options(tmp_path, model_type='DiffusionSRModel', network_g={**UNET, **changes}, scale=2)
+    del options['train']['pixel_opt']
+    assert message in refusal(options)
 
 
 def test_without_diffusers(monkeypatch):

@@ -20,6 +20,7 @@ from tests.support import (
     assert_equal_weights,
     batches,
     model_options,
+    refusal,
     save_teacher,
     train_seeded,
     train_yaml,
@@ -285,6 +286,64 @@ def test_resume(tmp_path, preset, stop):
 def test_refusals(tmp_path, train_opt, top, message):
     with pytest.raises(OptionError, match=message):
         build_model(options(tmp_path, train_opt, **top))
+
+
+@pytest.mark.parametrize('preset', ['practical', 'faithful'])
+@pytest.mark.parametrize('network_g, message', [
+    ({**STUDENT, 'phases': 'a'}, "`network_g.phases` cannot be 'a'"),
+    ({'scale': 2}, '`network_g.type` is missing'),
+    ('DenoisingPhaseNet', '`network_g` cannot be'),
+    ({'type': 'DenoisingPhasNet'}, 'Did you mean `DenoisingPhaseNet`'),
+])
+def test_mistakes_of_the_student_are_named(tmp_path, preset, network_g, message):
+    assert message in refusal(options(tmp_path, {'preset': preset}, network_g=network_g))
+
+
+@pytest.mark.parametrize('network_d, message', [
+    ({'type': 'UNetDiscriminatorSN', 'num_in_ch': 3}, 'UNetDiscriminatorSN is not one discriminator for each phase'),
+    ({**NETWORK_D, 'sizes': [16, 16]}, 'the images of the phases have the sides [16, 16, 32] in training'),
+    ({**NETWORK_D, 'sizes': [16, 16, 64]}, '`network_d.sizes` is [16, 16, 64]'),
+    (None, '`network_d` is empty'),
+])
+def test_discriminators_that_are_not_of_the_phases(tmp_path, network_d, message):
+    assert message in refusal(options(tmp_path, network_d=network_d))
+
+
+@pytest.mark.parametrize('faithful, key, value, message', [
+    (True, 'batch_size_per_gpu', 1, 'phase 1 does not take 1 images of 16x16.*`datasets.train.batch_size_per_gpu` 2'),
+    (False, 'gt_size', 4, 'phase 1 does not take 2 images of 2x2.*`datasets.train.gt_size` larger'),
+])
+def test_batches_too_small_for_the_discriminators(tmp_path, faithful, key, value, message):
+    opt = options(tmp_path, network_d={**NETWORK_D, 'faithful': faithful})
+    opt['datasets']['train'][key] = value
+    with pytest.raises(OptionError, match=message):
+        build_model(opt)
+
+
+def test_without_the_loss_there_are_no_discriminators(tmp_path):
+    opt = options(tmp_path, {'gan_opt': None, 'gp_reg_weight': 1, 'weight_clip': 1})
+    AdvKDModel.complete(opt)
+    assert [message.split('`')[1] for message in check_options(opt, DistillationModel.losses)] == [
+        'train.gp_reg_weight', 'train.weight_clip']
+    opt['network_d'] = dict(NETWORK_D)
+    assert '`network_d` has nothing to learn without `train.gan_opt`' in refusal(opt)
+
+
+def test_a_faithful_training_is_long_enough_for_its_stages(tmp_path):
+    assert '`train.total_iter` is 5, too few for the 5 stages' in refusal(faithful_options(tmp_path, {'total_iter': 5}))
+
+
+def test_losses_on_the_image_wait_for_the_last_phase(tmp_path):
+    model = build_model(faithful_options(tmp_path, {'pixel_opt': {'type': 'L1Loss'}}))
+    assert [stage.losses for stage in model.stages] == [('gan', )] * 4 + [('pixel', 'gan')]
+
+
+@pytest.mark.parametrize('kind', ['FFHQDataset', 'SampleDataset'])
+def test_a_training_set_without_lr_images(tmp_path, kind):
+    opt = options(tmp_path)
+    opt['datasets']['train']['type'] = kind
+    message = refusal(opt)
+    assert f'`datasets.train.type`: {kind} gives' in message and 'Use PairedImageDataset' in message
 
 
 def test_another_teacher_is_refused(tmp_path):

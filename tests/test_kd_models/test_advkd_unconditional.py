@@ -13,7 +13,7 @@ from kd_cli.prepare import main as prepare
 from kd_models.advkd_model import AdvKDModel
 from kd_models.distillation_model import DistillationModel
 from kd_utils.options import OptionError, check_options
-from tests.support import model_options, save_teacher, write_yaml
+from tests.support import model_options, refusal, save_teacher, write_yaml
 
 SIZE = 16
 TEACHER = {'type': 'DiffusionUNet', 'size': SIZE, 'block_out_channels': [8, 16], 'layers_per_block': 1,
@@ -32,9 +32,9 @@ def student_options(folder, teacher, **train_opt):
     return opt
 
 
-def pipeline(folder):
+def pipeline(folder, size=SIZE):
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-    unet = UNet2DModel(sample_size=SIZE, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1,
+    unet = UNet2DModel(sample_size=size, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1,
                        down_block_types=('DownBlock2D', ) * 2, up_block_types=('UpBlock2D', ) * 2)
     DDPMPipeline(unet, DDPMScheduler(1000)).save_pretrained(folder)
     return unet
@@ -70,6 +70,62 @@ def test_a_pipeline_of_diffusers_teaches(tmp_path):
     expected = abar[499].sqrt() * x0 + (1 - abar[499]).sqrt() * eps
     torch.testing.assert_close(drawn['states'][:, 1], expected.clamp(-1, 1), atol=1e-4, rtol=1e-4)
     assert model.taps == [0, 1, 2] and torch.equal(drawn['states'][:, 0], noise.clamp(-1, 1))
+
+
+@pytest.mark.parametrize('network, message', [
+    ({'size': 32}, '`size` is 32, and the images of `.*ddpm` are 16x16. Write 16.'),
+    ({'timesteps': 500}, '`teacher.network_g.timesteps` is not read where there is `teacher.network_g.pretrained`'),
+    ({'scale': 2}, '`teacher.network_g.scale` is not read'),
+])
+def test_what_a_pipeline_brings_cannot_be_written(tmp_path, network, message):
+    pipeline(tmp_path / 'ddpm')
+    teacher = {'network_g': {'type': 'DiffusionUNet', 'pretrained': str(tmp_path / 'ddpm'), 'steps': 2, **network},
+               'path': {}}
+    with pytest.raises(OptionError, match=message):
+        build_model(student_options(tmp_path, teacher))
+
+
+def test_a_pipeline_without_a_size_is_refused(tmp_path):
+    pipeline(tmp_path / 'ddpm', size=None)
+    teacher = {'network_g': {'type': 'DiffusionUNet', 'pretrained': str(tmp_path / 'ddpm'), 'steps': 2}, 'path': {}}
+    with pytest.raises(OptionError, match='have 3 channels and the size None'):
+        build_model(student_options(tmp_path, teacher))
+
+
+def test_a_pipeline_does_not_teach_super_resolution(tmp_path):
+    teacher = {'network_g': {'type': 'DiffusionUNet', 'pretrained': 'ddpm', 'steps': 2}, 'path': {}}
+    opt = model_options(tmp_path, {'pixel_opt': None}, model_type='AdvKDModel', teacher=teacher,
+                        network_g={'type': 'DenoisingPhaseNet', 'scale': 2})
+    assert '`teacher.network_g.pretrained` has no LR images' in refusal(opt)
+
+
+@pytest.mark.parametrize('key, value, message', [
+    ('datasets.train.type', 'FFHQDataset', 'FFHQDataset gives images, and AdvKDModel makes its own from latents'),
+    ('datasets.train.num_style_feat', 10, 'is 10, and `network_g` takes latents of 768 numbers'),
+    ('datasets.train.batch_size_per_gpu', 1, 'phase 1 does not take 1 images of 8x8'),
+    ('network_g.size', None, '`network_g.size` is missing'),
+    ('network_g.size', 0, '`network_g.size` cannot be 0'),
+    ('network_g.size', 8, '`network_g.size` is 8, and `teacher.network_g.size` is 16'),
+    ('teacher.network_g.residual', True, '`teacher.network_g.residual` is not read'),
+    ('scale', 4, '`scale` is of super-resolution'),
+])
+def test_what_does_not_fit_noise(tmp_path, key, value, message):
+    opt = student_options(tmp_path, save_teacher(tmp_path, TEACHER))
+    section, *path = opt, *key.split('.')
+    for part in path[:-1]:
+        section = section[part]
+    section[path[-1]] = value
+    assert message in refusal(opt)
+
+
+@pytest.mark.parametrize('name, message', [('train', 'SampleDataset gives latents, and DiffusionSRModel learns'),
+                                           ('val', 'num_style_feat` is 5')])
+def test_data_sets_of_a_teacher(tmp_path, name, message):
+    opt = model_options(tmp_path, {'pixel_opt': None}, model_type='DiffusionSRModel', network_g=dict(TEACHER),
+                        val={'val_freq': 1})
+    del opt['scale'], opt['datasets']['train']
+    opt['datasets'][name] = {**SAMPLES, 'num_style_feat': 5}
+    assert message in refusal(opt)
 
 
 def test_a_teacher_of_another_size_is_refused(tmp_path):

@@ -10,7 +10,16 @@ from kd_cli.loop import train_pipeline
 from kd_data.draws import seed_everything
 from kd_models.diffusion_model import DiffusionSRModel
 from kd_utils.options import OptionError, check_options
-from tests.support import assert_equal_weights, batches, model_options, train_seeded, train_yaml, weights, write_yaml
+from tests.support import (
+    assert_equal_weights,
+    batches,
+    model_options,
+    refusal,
+    train_seeded,
+    train_yaml,
+    weights,
+    write_yaml,
+)
 
 UNET = {'type': 'DiffusionUNet', 'scale': 2, 'block_out_channels': [8, 16], 'layers_per_block': 1,
         'norm_num_groups': 4, 'timesteps': 40, 'steps': 4}
@@ -78,6 +87,14 @@ def test_resume(tmp_path):
 def test_what_it_does_not_read(tmp_path, train_opt, message):
     with pytest.raises(OptionError, match=message):
         DiffusionSRModel.complete(options(tmp_path, train_opt))
+
+
+@pytest.mark.parametrize('top, message', [
+    ({'network_g': {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'upscale': 2}}, 'EDSR is no diffusion model'),
+    ({'network_d': {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3}}, '`network_d` is not read by DiffusionSRModel'),
+])
+def test_other_networks(tmp_path, top, message):
+    assert message in refusal(options(tmp_path, **top))
 
 
 def test_kinds_are_checked(tmp_path):
