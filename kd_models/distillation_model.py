@@ -563,16 +563,21 @@ class DistillationModel(ValidatedModel):
         if current_iter == -1:
             return
         if self.degradation is not None:
-            pool = self._pool_path(self.opt['path']['training_states'], current_iter)
-            files[f'training_states/{osp.basename(pool)}'] = checkpoint.save(self.degradation.state(), pool)
+            files |= self._write_own('pool', self.degradation.state(), current_iter)
+        if self.opt['rank'] > 0:  # what the first process has of its own is in the state and the networks
+            files |= self._write_own('own', {'own': self.own_state(), 'buffers': self._buffers()}, current_iter)
         for of_process in self.runtime.gather(files):  # nothing is committed before all of them have written
             files |= of_process
         self._save_state(epoch, current_iter, files)
         self._report_skipped(self._read(self.runtime.guard.take()))
 
-    def _pool_path(self, folder: str, iteration: int) -> str:
-        """Each process has a training pair pool of its own."""
-        return osp.join(folder, f'{iteration}_pool_{self.opt["rank"]}.pth')
+    def _own_path(self, folder: str, kind: str, iteration: int) -> str:
+        """What each process has of its own lies beside the state: training pair pool, `own_state`, statistics."""
+        return osp.join(folder, f'{iteration}_{kind}_{self.opt["rank"]}.pth')
+
+    def _write_own(self, kind: str, content: dict[str, Any], iteration: int) -> dict[str, checkpoint.Record]:
+        path = self._own_path(self.opt['path']['training_states'], kind, iteration)
+        return {f'training_states/{osp.basename(path)}': checkpoint.save(content, path)}
 
     def _write_network(self, nets: list[nn.Module], label: str, iteration: int,
                        keys: list[str]) -> dict[str, checkpoint.Record]:
@@ -585,7 +590,7 @@ class DistillationModel(ValidatedModel):
     @master_only
     def _save_state(self, epoch: int, iteration: int, files: dict[str, checkpoint.Record]) -> None:
         """BasicSR's state, and beside it what exact resuming needs; then older checkpoints may go."""
-        self.kept = self._kept_with(iteration)
+        self.kept[iteration] = self._value(iteration)
         state = {'epoch': epoch, 'iter': iteration,
                  'optimizer_types': [type(optimizer).__name__ for optimizer in self.optimizers],
                  'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
@@ -600,12 +605,17 @@ class DistillationModel(ValidatedModel):
         checkpoint.save_state(state, osp.join(self.opt['path']['training_states'], f'{iteration}.state'))
         self._remove_old(iteration)
 
-    def _kept_with(self, iteration: int) -> Kept:
-        """The checkpoints that this run has, with the one about to be committed."""
+    def _value(self, iteration: int) -> float | None:
+        """What `logger.keep_best` goes by, if it was measured."""
         metric = self.opt['logger'].get('keep_best')
         measured = self.validated['metrics'] if self.validated.get('iter') == iteration else {}
-        values = [of_set[metric] for of_set in measured.values() if metric in of_set]
-        return {**self.kept, iteration: values[0] if values else None}
+        return next((of_set[metric] for of_set in measured.values() if metric in of_set), None)
+
+    def nondist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
+        """The checkpoint of this iteration may be there already: a stopped run leaves its validation to the resumed."""
+        super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
+        if isinstance(current_iter, int) and current_iter in self.kept:
+            self.kept[current_iter] = self._value(current_iter)
 
     def _remove_old(self, iteration: int) -> None:
         """Deletes what `logger.keep_last` and `keep_best` do not ask for, once the newest can be read back."""
@@ -621,7 +631,10 @@ class DistillationModel(ValidatedModel):
             del self.kept[iteration]
 
     def own_state(self) -> dict[str, Any]:
-        """What a method's next iteration depends on besides networks and optimizers: tensors and numbers by name."""
+        """What a method's next iteration depends on besides networks and optimizers: tensors and numbers by name.
+
+        Each process has its own.
+        """
         return {}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
@@ -641,7 +654,7 @@ class DistillationModel(ValidatedModel):
         for scheduler, state in zip(self.schedulers, resume_state['schedulers'], strict=False):
             scheduler.__dict__.update({key: state[key] for key in ('last_epoch', '_step_count', '_last_lr')})
         self.aux.load_state_dict(resume_state.get('aux', {}))
-        self.load_own_state(resume_state.get('own', {}))
+        self._resume_own(resume_state)
         if resume_state.get('stages', self.stages.plan()) != self.stages.plan():
             get_root_logger().warning('`train.stages` are not those of the state. Iterations go on by the new ones; '
                                       'what a stage does at its beginning is not done for those that have begun.')
@@ -652,8 +665,28 @@ class DistillationModel(ValidatedModel):
         if self.degradation is not None:
             self._resume_pool(self.degradation, resume_state['iter'])
 
+    def _buffers(self) -> dict[str, dict[str, Tensor]]:
+        """Those of networks that are not frozen: batch normalisation has statistics of its own on each process."""
+        nets = {**self.trained(), **({'net_g_ema': self.net_g_ema} if self.ema_decay > 0 else {})}
+        return {name: dict(net.named_buffers()) for name, net in nets.items()}
+
+    def _resume_own(self, resume_state: dict[str, Any]) -> None:
+        """The first process's for those that the stopped run did not have."""
+        path = self._own_path(self._folder_of_state(), 'own', resume_state['iter'])
+        if self.opt['rank'] == 0 or not osp.exists(path):
+            self.load_own_state(resume_state.get('own', {}))
+            return
+        content, nets = checkpoint.load(path), self._buffers()
+        for name in nets.keys() & content['buffers'].keys():
+            for key, buffer in nets[name].items():
+                buffer.copy_(content['buffers'][name][key])
+        self.load_own_state(content['own'])
+
+    def _folder_of_state(self) -> str:
+        return osp.dirname(self.opt['path'].get('resume_state') or '')
+
     def _resume_pool(self, degradation: Degradation, iteration: int) -> None:
-        path = self._pool_path(osp.dirname(self.opt['path'].get('resume_state') or ''), iteration)
+        path = self._own_path(self._folder_of_state(), 'pool', iteration)
         lacking, why = 0., 'on another process than the first'
         try:
             degradation.load_state(checkpoint.load(path))

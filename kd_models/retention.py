@@ -18,7 +18,7 @@ def obsolete(kept: Mapping[int, float | None], last: int, better: str = 'higher'
 def remove(experiment: str, iteration: int) -> None:
     """Deletes a checkpoint of an experiment, the state first: without it nobody takes the rest for one."""
     root = Path(experiment)
-    patterns = (f'training_states/{iteration}.state', f'training_states/{iteration}_pool_*.pth',
+    patterns = (f'training_states/{iteration}.state', f'training_states/{iteration}_*.pth',
                 f'models/net_*_{iteration}.pth')
     for path in [path for pattern in patterns for path in sorted(root.glob(pattern))]:
         path.unlink(missing_ok=True)
