@@ -45,7 +45,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from kd_cli import processes
-from kd_cli.resume import find_resume_state, remove_unfinished
+from kd_cli.resume import find_resume_state, remove_unfinished, set_aside_later
 from kd_cli.stopping import IgnoringSignals, Stopped, StopRequest, announce
 from kd_data.draws import DrawSampler, SeededDraws, seed_everything
 from kd_data.teacher_cache import TeacherCache
@@ -245,7 +245,7 @@ def _logging(opt: dict[str, Any], args: Any) -> Iterator[Callable[[str], None]]:
 
     @master_only
     def open_log_file(task: str) -> None:
-        file = logging.FileHandler(osp.join(opt['path']['log'], f"{task}_{opt['name']}_{get_time_str()}.log"), 'w')
+        file = logging.FileHandler(osp.join(opt['path']['log'], f"{task}_{opt['name']}_{get_time_str()}.log"))
         file.setFormatter(logging.Formatter('%(asctime)s %(levelname)s: %(message)s'))
         waiting.setTarget(file)
         waiting.flushLevel = logging.NOTSET  # from now on nothing waits
@@ -273,6 +273,8 @@ def _make_folders(opt: dict[str, Any], lock: ExperimentLock, resumed: bool) -> N
             os.makedirs(opt['path'][folder], exist_ok=True)
         lock.hold()
         remove_unfinished(opt['path'])
+        if not opt['auto_resume']:
+            set_aside_later(opt['path'])
         return
     lock.hold()  # of a run that has been started meanwhile
     make_exp_dirs(opt)

@@ -73,6 +73,16 @@ def _load_complete(opt: dict[str, Any], path: str) -> None:
     checkpoint.load_complete(path, opt['path']['models'], opt['path'].get('ignore_resume_networks') or ())
 
 
+def set_aside_later(paths: dict[str, Any]) -> None:
+    """Renames the states that a run which goes back to an older one leaves behind: --auto_resume would take them."""
+    iteration = int(Path(paths['resume_state']).stem)
+    for path in _states(paths['training_states']):
+        if int(Path(path).stem) > iteration:
+            os.replace(path, f'{path}.old')
+            get_root_logger().warning(f'This run goes back to iteration {iteration}: {path} is now {path}.old, so that '
+                                      '--auto_resume does not take it.')
+
+
 def remove_unfinished(paths: dict[str, Any]) -> None:
     """Deletes what a killed run was writing; this run holds the lock."""
     for folder in ('models', 'training_states'):
