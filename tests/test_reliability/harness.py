@@ -93,22 +93,23 @@ class Child:
 
 
 class Experiment:
-    """A tiny training under `root`, with EMA, discriminator and adaptors, saved in every iteration.
+    """A tiny training under `root`: with EMA, discriminator and adaptors, saved in every iteration, or a given one.
 
     Args:
         root: A folder of its own.
         images: Of the fixture.
+        options: Those of the training; where they are there, `images` and `changes` are not needed.
         changes: As for `train_yaml`.
     """
 
-    def __init__(self, root: Path, images: Path, **changes) -> None:
+    def __init__(self, root: Path, images: Path | None = None, options: dict | None = None, **changes) -> None:
         self.root = root
         root.mkdir(exist_ok=True)
         gan = {'network_d': {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4},
                'train__gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla', 'loss_weight': 0.1},
                'train__optim_d': {'type': 'Adam', 'lr': 1e-3}, 'train__feature_kd_opt': {'type': 'MLPFeatureLoss'}}
-        self.options = train_yaml(images, **{'teacher': save_teacher(root), 'logger__save_checkpoint_freq': 1, **gan,
-                                             **changes})
+        self.options = options or train_yaml(images, **{'teacher': save_teacher(root),
+                                                        'logger__save_checkpoint_freq': 1, **gan, **changes})
         self.yaml = write_yaml(root / 'tiny.yml', self.options)
         self.folder = root / 'experiments' / self.options['name']
 
@@ -156,7 +157,7 @@ def disturbed(folder: Path, whole: Experiment) -> Experiment:
 
 
 def assert_same_end(a: Experiment, b: Experiment) -> None:
-    """Bit for bit: networks, EMA, the whole last state, and the curve."""
+    """Bit for bit: networks, EMA, the whole last state, what each process has beside it, and the curve."""
     assert a.states()[-1] == b.states()[-1]
     names = {path.name for path in (a.folder / 'models').glob('*_latest.pth')}
     assert names and names == {path.name for path in (b.folder / 'models').glob('*_latest.pth')}
@@ -170,6 +171,10 @@ def assert_same_end(a: Experiment, b: Experiment) -> None:
         x.pop(key), y.pop(key)
     differing = [key for key in x if checkpoint.fingerprint(x[key]) != checkpoint.fingerprint(y[key])]
     assert x.keys() == y.keys() and not differing, differing
+    of_a, of_b = (sorted(e.folder.glob(f'training_states/{e.states()[-1]}_*.pth')) for e in (a, b))
+    assert [path.name for path in of_a] == [path.name for path in of_b]
+    for path, other in zip(of_a, of_b, strict=True):
+        assert checkpoint.fingerprint(checkpoint.load(path)) == checkpoint.fingerprint(checkpoint.load(other)), path
     assert a.curve() == b.curve()
 
 
