@@ -91,7 +91,7 @@ def train_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
         if isinstance(cache, TeacherCache):
             cache.claim(model.cache_record())
         # nothing is created, and no older run archived, before all that could be refused is built
-        processes.agreed(lambda: _make_folders(opt, lock, resumed=resume_state is not None))
+        processes.agreed(lambda: _make_folders(opt, lock, current_iter if resume_state else None))
         _write_options(opt, args, opt['path']['experiments_root'])
         open_log_file('train')
         tb_logger = init_tb_loggers(opt)
@@ -266,15 +266,15 @@ def _logging(opt: dict[str, Any], args: Any) -> Iterator[Callable[[str], None]]:
             waiting.target.close()
 
 
-def _make_folders(opt: dict[str, Any], lock: ExperimentLock, resumed: bool) -> None:
+def _make_folders(opt: dict[str, Any], lock: ExperimentLock, resumed: int | None) -> None:
     """The folders of a training: BasicSR's, which archives an older run, or those that a resumed run lacks."""
-    if resumed:  # perhaps from the state of another experiment
+    if resumed is not None:  # perhaps from the state of another experiment
         for folder in ('experiments_root', 'models', 'training_states', 'visualization'):
             os.makedirs(opt['path'][folder], exist_ok=True)
         lock.hold()
         remove_unfinished(opt['path'])
         if not opt['auto_resume']:
-            set_aside_later(opt['path'])
+            set_aside_later(opt['path'], resumed)
         return
     lock.hold()  # of a run that has been started meanwhile
     make_exp_dirs(opt)

@@ -73,9 +73,8 @@ def _load_complete(opt: dict[str, Any], path: str) -> None:
     checkpoint.load_complete(path, opt['path']['models'], opt['path'].get('ignore_resume_networks') or ())
 
 
-def set_aside_later(paths: dict[str, Any]) -> None:
-    """Renames the states that a run which goes back to an older one leaves behind: --auto_resume would take them."""
-    iteration = int(Path(paths['resume_state']).stem)
+def set_aside_later(paths: dict[str, Any], iteration: int) -> None:
+    """Renames the states that a run which goes back to an iteration leaves behind: --auto_resume would take them."""
     for path in _states(paths['training_states']):
         if int(Path(path).stem) > iteration:
             os.replace(path, f'{path}.old')

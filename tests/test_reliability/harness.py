@@ -150,10 +150,7 @@ def at_iteration(number: int, action: Callable[[], None]) -> None:
 
 def disturbed(folder: Path, whole: Experiment) -> Experiment:
     """The same experiment elsewhere."""
-    experiment = Experiment(folder, whole.root)
-    experiment.options = whole.options
-    experiment.yaml.write_text(whole.yaml.read_text())
-    return experiment
+    return Experiment(folder, options=whole.options)
 
 
 def assert_same_end(a: Experiment, b: Experiment) -> None:
