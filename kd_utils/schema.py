@@ -18,6 +18,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -112,19 +113,23 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'channels': (lambda v: _is_list(v, _is_number) and len(v) in (1, 3), 'a list of three numbers, or of one'),
     'betas': (lambda v: _is_list(v, _is_decay) and len(v) == 2,
               'a list of two numbers from 0 up to, but not including, 1, such as [0.9, 0.99]'),
-    'range': (lambda v: _is_list(v, _is_number) and len(v) == 2 and v[0] <= v[1], 'a list [lowest, highest]'),
+    'range': (lambda v: _is_list(v, _is_number) and len(v) == 2 and 0 <= v[0] <= v[1],
+              'a list [lowest, highest] of numbers, 0 or above'),
     'odds': (lambda v: _is_list(v, _is_number) and len(v) == 3 and min(v) >= 0 < sum(v),
              'a list of three odds, not all 0: up, down, keep'),
     'shares': (lambda v: _is_list(v, _is_number) and len(v) > 0 and min(v) >= 0 < sum(v),
                'a list of numbers, 0 or above and not all 0'),
+    'weights': (lambda v: _is_list(v, lambda item: _is_number(item) and item >= 0),
+                'a list of numbers, 0 or above, such as [1, 2]'),
+    'sides': (lambda v: KINDS['scales'][0](v) and len(v) == 2,
+              'a list of two whole numbers above 0, height and width'),
     'kernels': (lambda v: _is_list(v, lambda name: name in BLUR_KERNELS) and len(v) > 0,
                 f'a list of: {", ".join(BLUR_KERNELS)}'),
     'quality': (lambda v: KINDS['range'][0](v) and v[0] >= 1 and v[1] <= 100,
                 'a list [lowest, highest] within 1 to 100'),
     'words': (lambda v: _is_list(v, _is_text), 'a list of names, such as [a, b]'),
     'dict': (lambda v: isinstance(v, dict), 'a section, keys with values under it'),
-    'factors': (lambda v: isinstance(v, dict) and all(map(_is_number, v.values())),
-                'a section of numbers, such as {conv5_4: 1}'),
+    'factors': (lambda v: isinstance(v, dict), 'a section of numbers, such as {conv5_4: 1}'),
     'pairs': (lambda v: isinstance(v, dict) and all(map(_is_text, (*v, *v.values()))),
               'names in pairs, in quotes where they look like numbers, such as {body.16: body.4}'),
     'dicts': (lambda v: _is_list(v, lambda item: isinstance(item, dict)), 'a list of sections, one `- {...}` each'),
@@ -133,8 +138,8 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 # ------------------------------------------------------------------------------------------------------------ tables
 
 TOP: Table = {
-    'name': 'name!', 'model_type': 'str!', 'scale': 'size!', 'num_gpu': 'gpus!', 'manual_seed': 'count?',
-    'datasets': 'dict!', 'network_g': 'dict!', 'network_d': 'dict?', 'teacher': 'dict?', 'path': 'dict?',
+    'name': 'name!', 'model_type': 'str!', 'datasets': 'dict!', 'network_g': 'dict!', 'scale': 'size!',
+    'num_gpu': 'gpus!', 'manual_seed': 'count?', 'network_d': 'dict?', 'teacher': 'dict?', 'path': 'dict?',
     'train': 'dict!train', 'val': 'dict?', 'logger': 'dict!train', 'dist_params': 'dict?',
     'find_unused_parameters': 'bool',
 }
@@ -252,13 +257,19 @@ KNOWN_PACKAGES = ('basicsr', 'torch', *OUR_PACKAGES)
 # Constructor arguments whose kind neither their default nor their annotation tells, or tells too loosely.
 ARGUMENTS: Table = {
     **dict.fromkeys(('num_in_ch', 'num_out_ch', 'num_feat', 'num_block', 'num_group', 'num_grow_ch', 'num_conv',
-                     'num_channel', 'num_style_feat', 'upscale'), 'size'),
-    **dict.fromkeys(('narrow', 'channel_multiplier'), 'ratio'),
-    **dict.fromkeys(('loss_weight', 'perceptual_weight', 'style_weight', 'weight_decay', 'lr', 'gamma', 'eps'),
-                    'weight'),
+                     'num_channel', 'num_style_feat', 'upscale', 'scale', 'input_size', 'num_mlp',
+                     'stddev_group', 'in_chans', 'embed_dim', 'window_size', 'squeeze_factor', 'layers_per_block',
+                     'norm_num_groups', 'patch_size', 'num_patches', 'k_image', 'k_patch', 'd_emb'), 'size'),
+    **dict.fromkeys(('narrow', 'channel_multiplier', 'img_range', 'res_scale', 'mlp_ratio', 'lr_mlp', 'cond_norm',
+                     'tau', 'tau_min', 'tau_max'), 'ratio'),
+    **dict.fromkeys(('loss_weight', 'perceptual_weight', 'style_weight', 'image_weight', 'patch_weight',
+                     'weight_decay', 'lr', 'eta_min', 'gamma', 'eps'), 'weight'),
+    **dict.fromkeys(('drop_rate', 'attn_drop_rate', 'drop_path_rate', 'dropout'), 'prob'),
+    **dict.fromkeys(('depths', 'num_heads', 'block_out_channels'), 'scales'),
+    **dict.fromkeys(('milestones', 'periods', 'restarts', 'restart_weights'), 'weights'),
     'gan_type': 'vanilla|lsgan|wgan|wgan_softplus|hinge', 'reduction': 'none|mean|sum', 'criterion': 'l1|l2|fro',
     'vgg_type': '|'.join(VGG_LAYERS), 'layer_weights': 'factors', 'layers': 'pairs?', 'crop_border': 'count',
-    'milestones': 'numbers', 'periods': 'numbers', 'betas': 'betas', 'act_type': 'text', 'with_idt': 'bool',
+    'betas': 'betas', 'act_type': 'text', 'with_idt': 'bool',
     'out_size': 'side', 'resample_kernel': 'shares',  # of StyleGAN2
 }
 # Class -> arguments that take more than their default tells.
@@ -266,13 +277,12 @@ ARGUMENTS_OF: dict[str, Table] = {
     **dict.fromkeys(('GCFSR', 'GCFSR_blind'), {'out_size': 'power!', 'cond_norm': 'largest?'}),
     'GCFSRDiscriminator': {'out_size': 'power!'},
     **dict.fromkeys(('StyleGAN2Generator', 'StyleGAN2Discriminator'), {'out_size': 'side!'}),
-    'SwinIR': {'img_size': 'number or numbers', 'patch_size': 'number or numbers'},
+    'SwinIR': {'img_size': 'size or sides', 'patch_size': 'size or sides'},
     'DenoisingPhaseNet': {'scale': 'size', 'phases': 'size', 'num_block': 'size', 'noise': 'paired|zero',
                           'seed': 'count', 'sizes': 'list?'},
     'PhaseDecoder': {'size': 'size'},
     'PhaseDiscriminators': {'sizes': 'list!'},
-    'DiffusionUNet': {'prediction_type': 'epsilon|v_prediction|sample', 'block_out_channels': 'scales',
-                      'layers_per_block': 'size', 'norm_num_groups': 'size', 'dropout': 'decay',
+    'DiffusionUNet': {'prediction_type': 'epsilon|v_prediction|sample', 'dropout': 'decay',
                       'scale': 'size', 'size': 'size?', 'steps': 'size', 'timesteps': 'size', 'seed': 'count',
                       'tile': 'count', 'tile_pad': 'count'},
     'LPIPSLoss': {'net': 'vgg|alex|squeeze'},
@@ -413,6 +423,9 @@ def require(key: str, kind: str, value: Any) -> None:
     if not _fits(kind, value):
         hint = nearest(value, kind.rstrip('?').split('|')) if '|' in kind and isinstance(value, str) else ''
         raise OptionError(f'`{key}` cannot be {_short(value)}. Write {_words(kind)}.{hint}')
+    if kind.rstrip('?') == 'factors':
+        for name, item in (value or {}).items():
+            require(f'{key}.{name}', 'weight', item)
 
 
 def _short(value: Any) -> str:
@@ -504,13 +517,16 @@ class _Checker:
 
     def check(self) -> list[str]:
         self.check_model()
+        self.check_sets()
+        networks = {key: value for key, value in self.opt.items() if str(key).startswith('network_')}
+        self.check_networks('', {key: networks.pop(key) for key in ('network_g', ) if key in networks})
         self.table('', self.opt, self.extended('', {**TOP, **RUN, **REAL_ESRGAN, **self.networks()}), self.training,
                    None if self.strict else self.strange)
         self.check_stock_model()
-        self.check_networks('', self.opt)
         self.check_teacher()
         self.check_path()
         self.check_datasets()
+        self.check_networks('', networks)  # a method may have derived what they lack from all of the above
         self.check_val()
         self.check_simple('logger', LOGGER)
         self.check_retention()
@@ -552,11 +568,21 @@ class _Checker:
                 require(full, table[key], value)
             else:
                 known = table.keys() - RUN.keys() - FOLDERS.keys()
-                (unknown or self.doubt)(f'Unknown key `{full}`.{nearest_or_all(key, known)}')
+                (unknown or self.doubt)(f'Unknown key `{full}`.{self.place(key) or nearest_or_all(key, known)}')
         for key, kind in table.items():
             kind, _, when = kind.partition('!') if '!' in kind else (kind, '', 'never')
             if key not in section and (when == '' or when == 'train' and training):
                 (missing or self.doubt)(f'`{_join(prefix, key)}` is missing. Write {_words(kind)}.')
+
+    def place(self, key: Any) -> str:
+        """` Move it ...` for a key that another section knows, empty if none does."""
+        losses = {f'{name}_opt': 'dict?' for name in self.losses}
+        sections = {'to the top of the file': {**TOP, **REAL_ESRGAN}, 'into `train`': {**TRAIN, **losses},
+                    'into `val`': VAL, 'into `logger`': LOGGER, 'into `path`': {**PATH, **_path_keys('gd')},
+                    'into each of the `datasets`': {'io_backend': 'dict'}}
+        if re.fullmatch(r'(val|test)_\d+', str(key)):
+            return ' Move it into `datasets`.'
+        return next((f' Move it {place}.' for place, table in sections.items() if key in table), '')
 
     def extended(self, prefix: str, table: Table) -> dict[str, str]:
         """The table with the keys that the model's class adds to this section."""
@@ -819,6 +845,12 @@ class _Checker:
 
     # ---- datasets
 
+    def check_sets(self) -> None:
+        datasets = self.opt.get('datasets') or {}
+        require('datasets', 'dict', datasets)
+        if self.training and datasets and 'train' not in datasets:
+            self.strange('`datasets.train` is missing. Write the data set to train on there.')
+
     def check_datasets(self) -> None:
         datasets = self.opt.get('datasets') or {}
         allowed = ('train', 'val') if self.training else ('val', 'test')
@@ -829,13 +861,13 @@ class _Checker:
                 self.strange(f'`datasets.{name}` is of no use in {"training" if self.training else "a test"}. '
                             f'Call it `{"` or `".join(allowed)}`; further ones are `{allowed[1]}_2`, `{allowed[1]}_3`.')
             self.check_dataset(f'datasets.{name}', dataset, phase == 'train')
-        if allowed[0] not in datasets and self.training:
-            self.strange('`datasets.train` is missing. Write the data set to train on there.')
         names = [dataset.get('name') for phase, dataset in datasets.items() if phase != 'train']
         for name in names:
             if names.count(name) > 1:
                 self.refuse(f'`datasets` has two sets with `name: {name}`, whose results would overwrite each other. '
                             'Give each a name of its own.')
+        if not datasets and self.training:
+            self.strange('`datasets.train` is missing. Write the data set to train on there.')
         if not datasets:
             self.refuse('`datasets` is empty. Write the data sets to test on there: `test_1`, `test_2` and so on.')
 
