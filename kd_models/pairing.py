@@ -45,8 +45,12 @@ def pair_features(student: Tapped, teacher: Tapped, layers: dict[str, str] | Non
     layers = pair_layers(layers, teacher.net, student.net, option)
     student_layers = list(dict.fromkeys(layers.values()))
     # in train mode, where a dropout may overwrite too; with two images, which batch normalisation then needs
-    of_student = probe(student.net, (2, *student.size[1:]), student_layers, student.call, student.owner, training=True)
-    of_teacher = probe(teacher.net, teacher.size, layers, teacher.call, teacher.owner)
+    try:
+        of_student = probe(student.net, (2, *student.size[1:]), student_layers, student.call, student.owner,
+                           training=True)
+        of_teacher = probe(teacher.net, teacher.size, layers, teacher.call, teacher.owner)
+    except OptionError as error:
+        raise OptionError(f'`{option}.layers`: {error}') from None
     channels = {}
     for teacher_layer, student_layer in layers.items():
         t, s = of_teacher.taps[teacher_layer], of_student.taps[student_layer]

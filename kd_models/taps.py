@@ -37,7 +37,8 @@ class Taps:
         for path in self.paths:
             if path not in modules or not path:
                 raise OptionError(f'{owner} ({type(net).__name__}) has no layer `{path}`.{nearest(path, modules)} '
-                                  f'Its top-level layers are: {", ".join(name for name, _ in net.named_children())}.')
+                                  'Name one of these or one inside: '
+                                  f'{", ".join(name for name, _ in net.named_children())}.')
         self._modules = {path: modules[path] for path in self.paths}
         self._cloned = set(self.paths if overwritten is None else overwritten)
         self.found_overwritten: set[str] = set()
