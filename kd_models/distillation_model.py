@@ -5,6 +5,7 @@ forwards they need, `Step` runs these, the losses are summed in one order, `Runt
 """
 from __future__ import annotations
 
+import json
 import warnings
 import zlib
 from collections import OrderedDict
@@ -84,14 +85,22 @@ class DistillationModel(ValidatedModel):
         """Writes what a method takes for granted into the options where they are silent; `~` is not silent.
 
         Returns:
-            list[str]: A message for each loss that the file does not name.
+            list[str]: A message for each section that the file does not have.
         """
         if not (opt.get('is_train', True) and isinstance(opt.get('train'), dict)):
             return []
-        written = set(opt['train'])
+        written = cls._sections(opt).keys()
         cls.complete_training(opt, opt['train'])
-        return [f'`train.{key}` is not in the file: {cls.__name__} has it on. To leave it out write `{key}: ~`.'
-                for key in opt['train'] if key.endswith('_opt') and key not in written]
+        supplied = {key: value for key, value in cls._sections(opt).items() if key not in written}
+        return [f'`{key}` is not in the file: {cls.__name__} '
+                + (f'has it on. To leave it out write `{key.removeprefix("train.")}: ~`.' if key.endswith('_opt')
+                   else f'takes `{json.dumps(value, default=str)}`.') for key, value in supplied.items()]
+
+    @staticmethod
+    def _sections(opt: dict[str, Any]) -> dict[str, Any]:
+        """Those at the top and those of `train`; a key that the file sets to `~` is one of them."""
+        options = {**opt, **{f'train.{key}': value for key, value in opt['train'].items()}}
+        return {key: value for key, value in options.items() if value is None or isinstance(value, dict | list)}
 
     @classmethod
     def complete_training(cls, opt: dict[str, Any], train_opt: dict[str, Any]) -> None:

@@ -87,9 +87,13 @@ def test_each_part_can_be_left_out(tmp_path, part):
 
 def test_what_the_file_does_not_name_is_said_to_be_on(tmp_path):
     opt = options(tmp_path)
-    assert MCADKDModel.complete(opt) == [
-        f'`train.{key}` is not in the file: MCADKDModel has it on. To leave it out write `{key}: ~`.'
-        for key in ('response_kd_opt', 'gan_opt')]
+    del opt['network_d']
+    d = '{"type": "UNetDiscriminatorSN", "num_in_ch": 3, "num_feat": 64, "skip_connection": true}'
+    assert MCADKDModel.complete(opt) == [f'`{key}` is not in the file: MCADKDModel {end}' for key, end in (
+        ('network_d', f'takes `{d}`.'),
+        ('train.response_kd_opt', 'has it on. To leave it out write `response_kd_opt: ~`.'),
+        ('train.gan_opt', 'has it on. To leave it out write `gan_opt: ~`.'),
+        ('train.optim_d', 'takes `{"type": "Adam", "lr": 0.001, "betas": [0.9, 0.99]}`.'))]
     assert MCADKDModel.complete(opt) == []
 
 
