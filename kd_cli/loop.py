@@ -210,7 +210,8 @@ def _read_options(argv: Sequence[str] | None, root_path: str, is_train: bool) ->
     """The options, checked as far as is possible without building anything."""
     opt, args = parse_options(sys.argv[1:] if argv is None else list(argv), root_path, is_train)
     args.text = Path(args.opt).read_text(encoding='utf-8')  # its folder may be archived soon
-    model = MODEL_REGISTRY._obj_map.get(opt.get('model_type'))
+    name = opt.get('model_type')
+    model = MODEL_REGISTRY._obj_map.get(name) if isinstance(name, str) else None
     if isinstance(model, type) and issubclass(model, DistillationModel):
         args.messages += model.complete(opt)
     args.messages += check_options(opt, DistillationModel.losses)
