@@ -3,11 +3,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from kd_arch.denoising_phase_arch import PhaseDecoder
 from kd_arch.diffusion_arch import OF_PIPELINE, OF_SUPER_RESOLUTION, DiffusionUNet
 from kd_models.distillation_model import DistillationModel
 from kd_utils.options import OptionError
-from kd_utils.schema import arch_of, get, require
+from kd_utils.schema import arch_of, check_arguments, get, require
 
 
 def complete_unconditional(opt: dict[str, Any], num_style_feat: int) -> None:
@@ -31,10 +30,11 @@ class OptionallyUnconditionalModel(DistillationModel):
     @classmethod
     def complete(cls, opt: dict[str, Any]) -> list[str]:
         """Also the length of the latents."""
+        check_arguments(opt, 'network_g', 'teacher.network_g')
         for key in ('network_g', 'teacher.network_g'):
             _refuse_unread(opt, key)
         size = get(opt, 'network_g.size')
-        if size is None and (arch_of(opt, 'network_g') is PhaseDecoder or get(opt, 'network_g.pretrained')):
+        if size is None and get(opt, 'network_g.pretrained'):
             raise OptionError('`network_g.size` is missing. Write the side of its images.')
         if size is not None:
             require('network_g.size', 'size', size)

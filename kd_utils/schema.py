@@ -391,6 +391,15 @@ def measures_teacher(opt: Options) -> bool:
     return isinstance(metrics, dict) and any(get(metric, 'reference') == 'teacher' for metric in metrics.values())
 
 
+def check_arguments(opt: Options, *keys: str) -> None:
+    """Refuses what the classes of these networks do not take, before anything is derived from it."""
+    checker = _Checker(opt, {}, strict=True)
+    for key in keys:
+        network = get(opt, key)
+        if isinstance(network, dict) and arch_of(opt, key) is not None:
+            checker.check_network(key, network)
+
+
 def teacher_cache(opt: Options) -> str | None:
     """The folder of the teacher's stored images; None where there is none or no loss reads them."""
     train = opt.get('train') or {}

@@ -103,7 +103,7 @@ def test_a_pipeline_does_not_teach_super_resolution(tmp_path):
     ('datasets.train.type', 'FFHQDataset', 'FFHQDataset gives images, and AdvKDModel makes its own from latents'),
     ('datasets.train.num_style_feat', 10, 'is 10, and `network_g` takes latents of 768 numbers'),
     ('datasets.train.batch_size_per_gpu', 1, 'phase 1 does not take 1 images of 8x8'),
-    ('network_g.size', None, '`network_g.size` is missing'),
+    ('network_g.size', None, '`network_g.size` cannot be ~'),
     ('network_g.size', 0, '`network_g.size` cannot be 0'),
     ('network_g.size', 8, '`network_g.size` is 8, and `teacher.network_g.size` is 16'),
     ('teacher.network_g.residual', True, '`teacher.network_g.residual` is not read'),
@@ -123,7 +123,10 @@ def test_what_does_not_fit_noise(tmp_path, key, value, message):
 def test_data_sets_of_a_teacher(tmp_path, name, message):
     opt = model_options(tmp_path, {'pixel_opt': None}, model_type='DiffusionSRModel', network_g=dict(TEACHER),
                         val={'val_freq': 1})
-    del opt['scale'], opt['datasets']['train']
+    del opt['scale']
+    opt['datasets']['train'] = {'name': 'real', 'type': 'FFHQDataset', 'dataroot_gt': 'real.lmdb', 'use_hflip': True,
+                                'mean': [0.5], 'std': [0.5], 'io_backend': {'type': 'lmdb'}, 'phase': 'train',
+                                'num_worker_per_gpu': 0, 'batch_size_per_gpu': 2}
     opt['datasets'][name] = {**SAMPLES, 'num_style_feat': 5}
     assert message in refusal(opt)
 
