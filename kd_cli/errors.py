@@ -1,6 +1,7 @@
 """How commands end: mistakes of the person who typed the YAML in one message and an exit code, not in a traceback."""
 from __future__ import annotations
 
+import errno
 import functools
 import sys
 from collections.abc import Callable
@@ -11,6 +12,9 @@ from kd_cli.stopping import FAILED, STOPPED, Stopped
 from kd_models.guard import TrainingError
 from kd_utils.checkpoint import CheckpointError
 from kd_utils.options import OptionError
+
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def reported(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,10 +32,10 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
         except (OptionError, CheckpointError) as error:
             _end(f'error: {error}', 2)
         except OSError as error:
-            if error.filename is None or error.errno is None:
+            if error.errno not in _OF_THE_DISK:
                 raise
-            _end(f'error: {error.filename}: {error.strerror}. Make room or set the permissions, then go on; a training '
-                 'goes on with --auto_resume.', 2)
+            _end(f'error: {error.filename or "a file of this run"}: {error.strerror}. Make room or set the '
+                 'permissions, then go on; a training goes on with --auto_resume.', 2)
     return run
 
 

@@ -285,3 +285,18 @@ def test_a_signal_while_the_teachers_cache_is_made(tmp_path, images):
     assert child.wait() == STOPPED and '1 of 6 missing images' in child.text(), child.text()[-2000:]
     assert b.start('--auto_resume', *cache(b)).wait() == 0
     assert_same_end(a, b)
+
+
+def test_a_full_disk_is_reported_whatever_was_written(tmp_path, whole):
+    """Such an error of the validation's file has no name in it."""
+    experiment = disturbed(tmp_path / 'run', whole)
+
+    def before():
+        from kd_models import validation
+
+        def full(*args):
+            raise OSError(28, 'No space left on device')
+        validation._append_line = full
+    child = experiment.start(before=before)
+    assert child.wait() == 2 and 'Traceback' not in child.text()
+    assert 'error: a file of this run: No space left on device. Make room' in child.text()
