@@ -13,7 +13,6 @@ from kd_models.guard import TrainingError
 from kd_utils.checkpoint import CheckpointError
 from kd_utils.options import OptionError
 
-
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import torch
 from basicsr.losses.gan_loss import g_path_regularize
-from basicsr.utils import imwrite, tensor2img
+from basicsr.utils import tensor2img
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from kd_models.degradation import USM_KEYS
 from kd_models.distillation_model import DistillationModel
 from kd_models.step import Step
 from kd_models.unconditional import complete_unconditional
+from kd_models.validation import write_image
 from kd_utils.options import OptionError
 from kd_utils.rng import RandomState
 from kd_utils.schema import DATASETS, OPTIMIZERS, get, registered, require
@@ -232,7 +233,7 @@ class SDStyleGAN2Model(DistillationModel):
             return  # interrupted
         grid = tensor2img(torch.cat(self._grid))
         name = dataloader.dataset.opt['name']
-        imwrite(grid, osp.join(self.opt['path']['visualization'], f'{name}_{current_iter}.png'))
+        write_image(grid, osp.join(self.opt['path']['visualization'], f'{name}_{current_iter}.png'))
         if tb_logger:
             tb_logger.add_image(name, cv2.cvtColor(grid, cv2.COLOR_BGR2RGB), current_iter, dataformats='HWC')
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from kd_metrics import MetricUnavailable
 from kd_models.adapters import Adapter
 from kd_models.teacher import Teacher
+from kd_utils.checkpoint import CheckpointWriteError
 
 
 class ValidatedModel(SRModel):
@@ -82,7 +83,7 @@ class ValidatedModel(SRModel):
             self.test()
             image = tensor2img([self.output.cpu()])
             if save_img:
-                imwrite(image, self._image_path(dataset, name, current_iter))
+                write_image(image, self._image_path(dataset, name, current_iter))
             measured.add(name, image, self._reference)
         self._report_metrics(measured, current_iter, tb_logger)
 
@@ -139,6 +140,19 @@ class ValidatedModel(SRModel):
         with open(osp.join(root, f'metrics_{dataset}.json'), 'w') as file:
             json.dump({'dataset': dataset, 'self_ensemble': self._ensembles(), 'mean': self.metric_results,
                        'images': images}, file, indent=1)
+
+
+def write_image(image: np.ndarray, path: str) -> None:
+    """BasicSR's imwrite; OpenCV does not say why it fails.
+
+    Raises:
+        CheckpointWriteError: The image cannot be written.
+    """
+    try:
+        imwrite(image, path)
+    except OSError as error:
+        raise CheckpointWriteError(f'{path} could not be written ({error}). Make room or set the permissions, then go '
+                                   'on; a training goes on with --auto_resume.') from None
 
 
 def _unused_name(path: str, used: Container[str]) -> str:

@@ -300,3 +300,9 @@ def test_a_full_disk_is_reported_whatever_was_written(tmp_path, whole):
     child = experiment.start(before=before)
     assert child.wait() == 2 and 'Traceback' not in child.text()
     assert 'error: a file of this run: No space left on device. Make room' in child.text()
+
+    def pictures():
+        import cv2
+        cv2.imwrite = lambda *args: False
+    child = experiment.start('--force_yml', 'val:save_img=true', before=pictures)
+    assert child.wait() == 2 and 'Traceback' not in child.text() and '_10.png could not be written' in child.text()
