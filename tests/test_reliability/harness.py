@@ -65,9 +65,11 @@ class Child:
             import traceback
             traceback.print_exc()
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+            try:
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:  # also where the disk of the output is full
+                os._exit(code)
 
     def wait(self, timeout: float = 120) -> int:
         """Its exit code, negative for a signal that ended it."""

@@ -145,7 +145,9 @@ def test_torchrun_restarts_after_a_kill_and_saves_after_a_sigterm(tmp_path, imag
         time.sleep(0.05)
     assert len([path for path in experiment.folder.parent.iterdir() if path.is_dir()]) == 1  # nothing was archived
     before = experiment.states()[-1]
-    time.sleep(1)
+    while experiment.states()[-1] == before:  # it is on its way again
+        assert job.poll() is None and time.monotonic() < end, (experiment.root / 'torchrun.txt').read_text()[-3000:]
+        time.sleep(0.05)
     job.send_signal(signal.SIGTERM)
     assert job.wait(60) != 0
     text = (experiment.root / 'torchrun.txt').read_text()
