@@ -341,6 +341,10 @@ def _fill_cache(opt: dict[str, Any], cache: TeacherCache, model: Any, request: S
 
 
 def _loader(dataset: Any, dataset_opt: dict[str, Any], opt: dict[str, Any], sampler: Any = None) -> DataLoader:
+    if dataset_opt.get('prefetch_mode') == 'cpu':
+        # workers load ahead by themselves; BasicSR's thread never ends, keeps them, and at its exit the process waits
+        # for them for ever
+        dataset_opt = {**dataset_opt, 'prefetch_mode': None}
     loader = build_dataloader(dataset, dataset_opt, num_gpu=opt['num_gpu'], dist=opt['dist'], sampler=sampler,
                               seed=opt['manual_seed'])
     loader.worker_init_fn = IgnoringSignals(loader.worker_init_fn)

@@ -4,6 +4,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -113,6 +114,16 @@ def test_workers_do_not_end_before_the_run_has_saved(tmp_path, images):
     assert child.wait() == STOPPED, child.text()[-2000:]
     assert b.states() == [5] and b.start('--auto_resume').wait() == 0
     assert_same_end(a, b)
+
+
+def test_the_process_ends_with_its_training(tmp_path, images):
+    """At its exit Python waits for workers, which ignore its signals: BasicSR's prefetching thread would keep them."""
+    experiment = Experiment(tmp_path / 'run', images, train__total_iter=5, datasets__train__num_worker_per_gpu=2,
+                            datasets__train__dataset_enlarge_ratio=100, datasets__train__prefetch_mode='cpu')
+    command = [sys.executable, '-m', 'kd_cli.train', '-opt', str(experiment.yaml)]  # the others here leave by os._exit
+    environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).resolve().parents[2])}
+    subprocess.run(command, cwd=experiment.root, env=environment, check=True, timeout=120)
+    assert experiment.states()[-1] == 5
 
 
 def test_a_finished_run_can_be_extended(tmp_path, whole):
