@@ -13,6 +13,8 @@ from basicsr.utils.dist_util import get_dist_info
 from torch import distributed as dist
 
 from kd_data.draws import seed_everything
+from kd_models.guard import TrainingError
+from kd_utils.checkpoint import CheckpointError
 from kd_utils.options import OptionError
 
 Value = TypeVar('Value')
@@ -104,6 +106,8 @@ def noticing_lost_ones() -> Iterator[None]:
     """
     try:
         yield
+    except (CheckpointError, TrainingError):
+        raise  # their texts may have any word in them, such as the name of the experiment
     except RuntimeError as error:
         of_connection = any(word in str(error) for word in ('gloo', 'Connection', 'NCCL', 'Socket'))
         if not (dist.is_initialized() and (isinstance(error, _DIST_ERROR) or of_connection)):

@@ -9,8 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from kd_cli.processes import ProcessLost, noticing_lost_ones
 from kd_cli.stopping import STOPPED
+from kd_models.guard import TrainingError
+from kd_utils.checkpoint import CheckpointError
 from tests.test_reliability.harness import Experiment, assert_same_end, at_iteration, disturbed, report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,6 +102,15 @@ def test_the_others_wait_for_a_long_validation(tmp_path, whole):
     children = two(experiment, '--force_yml', 'val:val_freq=12', before=before)
     assert [child.wait() for child in children] == [0, 0], children[1].text()[-2000:]
     assert experiment.curve().keys() == {(12, 'Tiny')}
+
+
+@pytest.mark.parametrize('error', [CheckpointError, TrainingError])
+def test_a_mistake_whose_text_names_gloo_is_not_taken_for_a_lost_process(monkeypatch, error):
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    with pytest.raises(error), noticing_lost_ones():
+        raise error('experiments/gloo/models/net_g_5.pth could not be written')
+    with pytest.raises(ProcessLost), noticing_lost_ones():
+        raise RuntimeError('[gloo] Connection closed by peer')
 
 
 def torchrun(experiment, *arguments, options=()):
