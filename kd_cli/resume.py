@@ -31,7 +31,10 @@ def find_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     check_resume(opt, state['iter'])
     for key in [key for key in opt if key.startswith('network_') and opt[key] is None]:
         del opt['path'][f'pretrain_{key}']  # check_resume does not see that there is no such network
+    ignored = opt['path'].get('ignore_resume_networks') or ()
     for key in [key for key in opt if key.startswith('network_') and opt[key] is not None]:
+        if key not in ignored:
+            opt['path'][key.replace('network', 'strict_load')] = True  # a run's own weights fit, or are refused
         file = opt['path'].get(f'pretrain_{key}')
         if file and not osp.exists(file):
             raise OptionError(f'Resuming from {path} needs {file}, which is missing. If `{key}` is new, start a new '

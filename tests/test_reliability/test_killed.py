@@ -118,6 +118,12 @@ def test_a_named_state_that_is_damaged_is_refused(finished):
     path.write_bytes(content)
 
 
+def test_other_networks_than_those_of_the_state_are_refused(finished):
+    """`strict_load_g: false` is for the weights that a run starts from, not for its own."""
+    child = finished.start('--auto_resume', '--force_yml', 'path:strict_load_g=false', 'network_g:num_feat=6')
+    assert child.wait() == 2 and 'net_g_3.pth does not fit' in child.text(), child.text()[-2000:]
+
+
 def test_a_run_of_which_nothing_is_intact_is_not_archived(finished):
     contents = {path: path.read_bytes() for path in finished.folder.glob('training_states/*.state')}
     for path in contents:
