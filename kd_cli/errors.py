@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -13,6 +14,7 @@ from kd_models.guard import TrainingError
 from kd_utils.checkpoint import CheckpointError
 from kd_utils.options import OptionError
 
+_OF_THE_PATH = (errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -30,7 +32,12 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
             _end(f'error: {error}', 1)
         except (OptionError, CheckpointError) as error:
             _end(f'error: {error}', 2)
+        except KeyboardInterrupt:
+            _end('Interrupted.', 128 + signal.SIGINT)
         except OSError as error:
+            if error.filename and error.errno in _OF_THE_PATH:
+                _end(f'error: {error.filename}: {error.strerror}. Look for a link without a target or a file in place '
+                     'of a folder there, or write another `name`.', 2)
             if error.errno not in _OF_THE_DISK:
                 raise
             _end(f'error: {error.filename or "a file of this run"}: {error.strerror}. Make room or set the '

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -45,6 +46,9 @@ class ExperimentLock:
                               'or this run another `name`.') from None
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except (BlockingIOError, PermissionError):
             raise OptionError(f'{self.folder} is being trained by another process, which is still running. Wait for '
                               'it, stop it, or give this run another `name`.') from None
+        except OSError as error:
+            logging.getLogger('basicsr').warning(f'{path} cannot be locked ({error.strerror}): a second start of this '
+                                                 'experiment would not be refused.')

@@ -1,4 +1,6 @@
 """Signals, full disks, folders that may not be written, and two runs of one experiment."""
+import errno
+import fcntl
 import os
 import resource
 import shutil
@@ -13,6 +15,7 @@ import torch
 
 from kd_cli.stopping import STOPPED
 from kd_utils import checkpoint
+from kd_utils.lock import ExperimentLock
 from tests.test_reliability.harness import (
     STRESS,
     Experiment,
@@ -221,6 +224,32 @@ def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path, whole):
     assert [path.name for path in experiment.folder.parent.iterdir() if path.is_dir()] == ['tiny']  # none archived
     first.kill()
     assert experiment.start().wait() == 0  # although its orphaned workers may still be there
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, warnings_logged):
+    def without(*args):
+        raise OSError(errno.ENOLCK, 'No locks available')
+    monkeypatch.setattr(fcntl, 'lockf', without)
+    with ExperimentLock(tmp_path) as lock:
+        lock.hold()
+    assert any('cannot be locked (No locks available)' in text for text in warnings_logged)
+
+
+def test_an_experiment_that_is_a_link_without_a_target(tmp_path, whole):
+    experiment = disturbed(tmp_path / 'run', whole)
+    experiment.folder.parent.mkdir()
+    experiment.folder.symlink_to('nowhere')
+    child = experiment.start()
+    assert child.wait() == 2 and 'Traceback' not in child.text()
+    assert f'error: {experiment.folder}: File exists' in child.text()
+
+
+def test_ctrl_c_before_the_training(tmp_path, whole):
+    def interrupt():
+        from kd_cli import processes
+        processes.start = lambda *args: os.kill(os.getpid(), signal.SIGINT)
+    child = disturbed(tmp_path / 'run', whole).start(before=interrupt)
+    assert child.wait() == 128 + signal.SIGINT and 'Traceback' not in child.text()
 
 
 def test_old_checkpoints_are_removed_but_not_the_best(tmp_path, images):
