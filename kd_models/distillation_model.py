@@ -659,7 +659,10 @@ class DistillationModel(ValidatedModel):
         """
         self._check_state(resume_state)
         for optimizer, state in zip(self.optimizers, resume_state['optimizers'], strict=True):
-            optimizer.load_state_dict(state)
+            # `fused` is this device's, not that of the machine which saved the state
+            groups = [{**saved, 'fused': own['fused']} if 'fused' in own else saved
+                      for saved, own in zip(state['param_groups'], optimizer.param_groups, strict=True)]
+            optimizer.load_state_dict({**state, 'param_groups': groups})
         for scheduler, state in zip(self.schedulers, resume_state['schedulers'], strict=False):
             scheduler.__dict__.update({key: state[key] for key in ('last_epoch', '_step_count', '_last_lr')})
         self.aux.load_state_dict(resume_state.get('aux', {}))

@@ -435,6 +435,21 @@ def test_a_state_of_another_kind_of_run_is_refused(tmp_path, option):
         other.resume_training(state)
 
 
+@pytest.mark.parametrize('fused', [(False, True), (True, False)])
+def test_a_state_of_another_device_goes_on(tmp_path, fused):
+    """On a GPU Adam is fused; a CPU's can be, too."""
+    model, resumed = (build(model_options(tmp_path, {'optim_g': {'type': 'Adam', 'lr': 1e-3, 'fused': value}}))
+                      for value in fused)
+    train(model, batches(2))
+    model.save(0, 2)
+    resumed.net_g.load_state_dict(model.net_g.state_dict())
+    resumed.resume_training(torch.load(tmp_path / 'training_states' / '2.state'))
+    for of_both in (model, resumed):
+        train(of_both, batches(1), first=3)
+    for name, value in weights(model.net_g).items():
+        torch.testing.assert_close(weights(resumed.net_g)[name], value)
+
+
 def test_an_extended_run_follows_the_new_schedule(tmp_path):
     def rates(model, first, last):
         return [(model.update_learning_rate(i), model.get_current_learning_rate())[1] for i in range(first, last + 1)]
