@@ -610,9 +610,15 @@ class DistillationModel(ValidatedModel):
                  'best_metric_results': getattr(self, 'best_metric_results', {}),
                  'validated': self.validated,
                  'kept': self.kept,
+                 'kept_by': self._kept_by(),
                  'files': files}
         checkpoint.save_state(state, osp.join(self.opt['path']['training_states'], f'{iteration}.state'))
         self._remove_old(iteration)
+
+    def _kept_by(self) -> list[Any]:
+        """The metric of `logger.keep_best` with its options."""
+        metric = self.opt['logger'].get('keep_best')
+        return [metric, self._metrics().get(metric)]
 
     def _value(self, iteration: int) -> float | None:
         """What `logger.keep_best` goes by, if it was measured."""
@@ -674,6 +680,8 @@ class DistillationModel(ValidatedModel):
             self.best_metric_results = resume_state['best_metric_results']
         self.validated = resume_state.get('validated', {})
         self.kept = resume_state.get('kept', {})
+        if resume_state.get('kept_by') != self._kept_by():
+            self.kept = dict.fromkeys(self.kept)  # values of another metric say nothing about this one
         if self.degradation is not None:
             self._resume_pool(self.degradation, resume_state['iter'])
 

@@ -221,6 +221,9 @@ class _Measured:
             with self._leaving_out(name):
                 values[name] = float(self.of_set[name].compute()) if name in self.of_set else \
                     sum(of_image[name] for of_image in self.images.values()) / len(self.images)
+                if math.isnan(values[name]):
+                    del values[name]
+                    raise ValueError('it is not a number')
         return values
 
     def _possible(self) -> list[tuple[str, dict[str, Any]]]:

@@ -165,6 +165,18 @@ def test_a_metric_that_fails_does_not_end_the_run(build, tmp_path, logged):
     assert set(model.metric_results) == {'psnr', 'niqe'}
 
 
+def test_a_value_of_the_set_that_is_not_a_number(build, tmp_path, logged, monkeypatch):
+    """It is neither reported nor compared; the next validation may have one."""
+    model = build(random_fid=RANDOM_FID, psnr=PSNR)
+    with monkeypatch.context() as patched:
+        patched.setattr(RandomFID, 'compute', lambda metric: float('nan'))
+        model.validation(Loader(batches(2, batch=1)), 1, None, save_img=False)
+    assert set(model.metric_results) == {'psnr'} and lines(tmp_path)[0]['metrics'].keys() == {'psnr'}
+    assert any('it is not a number' in message for message in logged())
+    model.validation(Loader(batches(2, batch=1)), 2, None, save_img=False)
+    assert set(model.metric_results) == {'psnr', 'random_fid'}
+
+
 def test_validation_leaves_the_random_numbers_of_training_alone(build):
     model = build(random_fid={**RANDOM_FID, 'seed': 77})
     torch.manual_seed(5)

@@ -380,6 +380,17 @@ def test_the_best_checkpoint_is_known_although_its_validation_came_after_it(undi
     assert_equal_runs(whole, run)
 
 
+def test_the_best_by_one_metric_is_not_compared_by_another(undisturbed, tmp_path):
+    """A PSNR is larger than every SSIM."""
+    opt = changed(undisturbed(sdgan).experiment.options, logger__save_checkpoint_freq=VAL_FREQ, logger__keep_last=2,
+                  logger__keep_best='psnr')
+    run = Run(tmp_path / 'run', opt)
+    ssim = {'type': 'calculate_ssim', 'crop_border': 2}
+    run.train(3, resumed=changed(opt, val__metrics__ssim=ssim, logger__keep_best='ssim'))
+    state = last_state(run.experiment)
+    assert state['kept_by'][0] == 'ssim' and all(abs(value) <= 1 for value in state['kept'].values() if value)
+
+
 @pytest.mark.parametrize('stop', [3, 4])
 def test_a_metric_that_the_state_does_not_know(undisturbed, tmp_path, stop):
     """It is measured from then on; nothing else changes."""
