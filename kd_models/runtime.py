@@ -39,11 +39,15 @@ class Runtime:
         self.distributed = distributed
         self.grad_clip: float | None = train_opt.get('grad_clip')
         self.guard = Guard(device, train_opt.get('max_bad_steps', 10))
-        self._finite = torch.tensor(True, device=device)        # the losses of the next update
-        self._finite_since = torch.tensor(True, device=device)  # the updates since the generator's
+        self._finite = self._true()        # the losses of the next update
+        self._finite_since = self._true()  # the updates since the generator's
         self._updates: dict[str, tuple[Optimizer, Buffers]] = {}
         # which gradients there are is agreed on between the CPUs, so that nobody waits for a GPU
         self._cpu_group: Any = dist.new_group(backend='gloo') if distributed and dist.get_backend() != 'gloo' else None
+
+    def _true(self) -> Tensor:
+        """Made on the device: sending it there, as `torch.tensor` does, would wait for a GPU in every iteration."""
+        return torch.ones((), dtype=torch.bool, device=self.device)
 
     def place(self, net: nn.Module) -> nn.Module:
         """Moves a network to the device."""
@@ -74,7 +78,7 @@ class Runtime:
         """Around all forwards and updates of one iteration."""
         for _, buffers in self._updates.values():
             buffers.keep()
-        self._finite_since = torch.tensor(True, device=self.device)
+        self._finite_since = self._true()
         yield
         for _, buffers in list(self._updates.values())[:1]:
             buffers.settle(self._finite_since)  # its images for an update of the discriminator that was skipped
@@ -90,7 +94,7 @@ class Runtime:
         Where a loss or a gradient of this update is not finite, on any process, nothing is updated on all of them:
         parameters, the optimizer's state and buffers are as before the forwards.
         """
-        finite, self._finite = self._finite, torch.tensor(True, device=self.device)
+        finite, self._finite = self._finite, self._true()
         params = [p for group in optimizer.param_groups for p in group['params']]
         if self.distributed:
             finite = self._average_gradients(params, finite)

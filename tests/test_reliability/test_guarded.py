@@ -135,6 +135,19 @@ def test_clipping_bounds_the_norm_of_an_optimizers_gradient():
         assert torch.cat([p.detach() for p in parameters]).tolist() == pytest.approx(list(expected), rel=1e-5)
 
 
+def test_an_update_sends_no_number_to_the_device(monkeypatch):
+    """A GPU would have to be waited for."""
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer, runtime = torch.optim.SGD([parameter], lr=1.), Runtime(torch.device('cpu'))
+    runtime.protect('net_g', optimizer)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, 'tensor', lambda *args, **kwargs: pytest.fail('a number was sent'))
+        with runtime.iteration():
+            runtime.backward(parameter.sum())
+            runtime.step(optimizer)
+    assert (parameter == 0).all()
+
+
 def process(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
