@@ -112,6 +112,8 @@ class AdvKDModel(OptionallyUnconditionalModel):
     @classmethod
     def _check_networks(cls, opt: dict[str, Any]) -> None:
         """Student and teacher must be of their kinds, and of one size."""
+        if not isinstance(opt.get('network_g'), dict):
+            return  # the check says so
         if not opt.get('teacher') or is_another(opt, 'teacher.network_g', DiffusionUNet):
             raise OptionError(f'{cls.__name__} needs a diffusion model as `teacher.network_g`. Name a DiffusionUNet, '
                               'as trained by DiffusionSRModel.')

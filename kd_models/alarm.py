@@ -56,8 +56,8 @@ class CollapseAlarm:
         new, self._non_finite = bad - self._non_finite, bad
         if not new:
             return None
-        return (f'Not finite: {", ".join(sorted(new))}. The networks are lost if it stays so. Go back to the last good '
-                'state with a lower lr (train.optim_g, train.optim_d) or a smaller loss_weight.')
+        return (f'Not finite: {", ".join(sorted(new))}. Such updates are not made, and end the training if there '
+                'are many in a row: lower lr (train.optim_g, train.optim_d) or a loss_weight.')
 
     def _check_accuracy(self, accuracy: float | None) -> str | None:
         self._separable = self._separable + 1 if accuracy is not None and accuracy > SEPARABLE else 0

@@ -455,3 +455,12 @@ def test_the_presets_pass_the_check(tmp_path):
     for opt in (options(tmp_path), faithful_options(tmp_path), options(tmp_path, {'gan_opt': None})):
         AdvKDModel.complete(opt)
         assert check_options(opt, DistillationModel.losses) == []
+
+
+def test_a_student_that_is_not_there_is_said_before_its_size(tmp_path):
+    opt = options(tmp_path)
+    opt['nework_g'] = opt.pop('network_g')
+    opt['teacher']['network_g'] = {'type': 'DiffusionUNet', 'size': 32}
+    AdvKDModel.complete(opt)
+    with pytest.raises(OptionError, match='nework_g'):
+        check_options(opt, DistillationModel.losses)
