@@ -22,7 +22,10 @@ test: $(MARK)-dev
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist worksteal
 
 stress: $(MARK)-dev
-	KD_STRESS=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -s -rs tests/test_reliability
+	@rm -f $(VENV)/stress.txt
+	KD_STRESS=$(CURDIR)/$(VENV)/stress.txt OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -rs -n 2 --dist worksteal \
+	  tests/test_reliability
+	@sort $(VENV)/stress.txt
 
 install: $(MARK)
 
