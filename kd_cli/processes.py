@@ -56,7 +56,14 @@ def _init_process_group(launcher: str, use_gpu: bool) -> None:
                           'Start it so: torchrun --nproc_per_node=2 train.py -opt X.yml --launcher pytorch')
     if use_gpu:
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
-    dist.init_process_group('nccl' if use_gpu else 'gloo')
+    backend, restarts = 'nccl' if use_gpu else 'gloo', os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
+    if restarts == '0':
+        dist.init_process_group(backend)
+        return
+    # with --master_port the store outlives a restart, and with it the addresses of processes that are dead
+    store, rank, processes = next(dist.rendezvous('env://'))
+    dist.init_process_group(backend, store=dist.PrefixStore(f'restart_{restarts}', store), rank=rank,
+                            world_size=processes)
 
 
 def stop() -> None:

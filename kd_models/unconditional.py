@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kd_arch.denoising_phase_arch import PhaseDecoder
 from kd_arch.diffusion_arch import OF_PIPELINE, OF_SUPER_RESOLUTION, DiffusionUNet
 from kd_models.distillation_model import DistillationModel
 from kd_utils.options import OptionError
@@ -34,7 +35,7 @@ class OptionallyUnconditionalModel(DistillationModel):
         for key in ('network_g', 'teacher.network_g'):
             _refuse_unread(opt, key)
         size = get(opt, 'network_g.size')
-        if size is None and get(opt, 'network_g.pretrained'):
+        if size is None and (arch_of(opt, 'network_g') is PhaseDecoder or get(opt, 'network_g.pretrained')):
             raise OptionError('`network_g.size` is missing. Write the side of its images.')
         if size is not None:
             require('network_g.size', 'size', size)

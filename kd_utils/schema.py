@@ -392,11 +392,11 @@ def measures_teacher(opt: Options) -> bool:
 
 
 def check_arguments(opt: Options, *keys: str) -> None:
-    """Refuses what the classes of these networks do not take, before anything is derived from it."""
+    """Refuses networks with arguments that their classes do not take, before anything is derived from the others."""
     checker = _Checker(opt, {}, strict=True)
     for key in keys:
-        network = get(opt, key)
-        if isinstance(network, dict) and arch_of(opt, key) is not None:
+        network, arch = get(opt, key), arch_of(opt, key)
+        if isinstance(network, dict) and arch is not None and set(network) - {'type'} - set(_arguments(arch)):
             checker.check_network(key, network)
 
 

@@ -103,7 +103,7 @@ def test_a_pipeline_does_not_teach_super_resolution(tmp_path):
     ('datasets.train.type', 'FFHQDataset', 'FFHQDataset gives images, and AdvKDModel makes its own from latents'),
     ('datasets.train.num_style_feat', 10, 'is 10, and `network_g` takes latents of 768 numbers'),
     ('datasets.train.batch_size_per_gpu', 1, 'phase 1 does not take 1 images of 8x8'),
-    ('network_g.size', None, '`network_g.size` cannot be ~'),
+    ('network_g.size', None, '`network_g.size` is missing'),
     ('network_g.size', 0, '`network_g.size` cannot be 0'),
     ('network_g.size', 8, '`network_g.size` is 8, and `teacher.network_g.size` is 16'),
     ('teacher.network_g.residual', True, '`teacher.network_g.residual` is not read'),

@@ -247,6 +247,7 @@ def test_an_experiment_that_is_a_link_without_a_target(tmp_path, whole):
 def test_ctrl_c_before_the_training(tmp_path, whole):
     def interrupt():
         from kd_cli import processes
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest's own processes may ignore it
         processes.start = lambda *args: os.kill(os.getpid(), signal.SIGINT)
     child = disturbed(tmp_path / 'run', whole).start(before=interrupt)
     assert child.wait() == 128 + signal.SIGINT and 'Traceback' not in child.text()
