@@ -103,10 +103,13 @@ class Experiment:
         images: Of the fixture.
         options: Those of the training; where they are there, `images` and `changes` are not needed.
         changes: As for `train_yaml`.
+
+    Attributes:
+        output: Where the processes' output goes, `root` by default.
     """
 
     def __init__(self, root: Path, images: Path | None = None, options: dict | None = None, **changes) -> None:
-        self.root = root
+        self.root = self.output = root
         root.mkdir(exist_ok=True)
         gan = {'network_d': {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4},
                'train__gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla', 'loss_weight': 0.1},
@@ -127,7 +130,7 @@ class Experiment:
         def function() -> None:
             before()
             self.run(*arguments)
-        return Child(function, self.root / f'output{rank}.txt', **environment)
+        return Child(function, self.output / f'output{rank}.txt', **environment)
 
     def states(self) -> list[int]:
         folder = self.folder / 'training_states'

@@ -173,6 +173,7 @@ def test_a_full_file_system(tmp_path, whole):
         failed = 0
         for attempt in range(counted(1, 20)):
             experiment = disturbed(disk / str(attempt), whole)
+            experiment.output = tmp_path
             assert experiment.start('--force_yml', 'train:total_iter=10').wait() == 0
             free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
             (disk / 'ballast').write_bytes(bytes(max(0, free - (attempt + 1) * 12_000)))
