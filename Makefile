@@ -1,6 +1,6 @@
 # make demo   installs into .venv and runs the main job: teacher, student alone, student distilled, one table, two pictures
 # make test   installs what it needs and runs lint, types and tests
-# make stress runs the tests of docs/reliability.md with their full counts, about half an hour; prints the counts
+# make stress runs the tests of docs/reliability.md with their full counts, about ten minutes; prints the counts
 # make install TORCH="torch==2.13.0 torchvision==0.28.0"   another torch (the default is the newest of the registry)
 
 PYTHON ?= python3
