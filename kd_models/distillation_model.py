@@ -294,18 +294,19 @@ class DistillationModel(ValidatedModel):
 
     def _protect(self) -> None:
         """Lets `Runtime` skip updates that are not finite."""
-        for label, optimizer in zip('gd', self.optimizers, strict=False):
-            nets = [net for name, net in self.trained().items()
-                    if name == f'net_{label}' or name.startswith('aux.') and name.endswith('_d') == (label == 'd')]
-            self.runtime.protect(f'net_{label}', optimizer, *nets)
+        for label, optimizer, net in zip('gd', self.optimizers, (self.net_g, self.net_d), strict=False):
+            self.runtime.protect(f'net_{label}', optimizer, net, *self._aux_of(label))
+
+    def _aux_of(self, label: str) -> list[nn.Module]:
+        """The training-only modules that `optim_g` or `optim_d` updates."""
+        return [aux for name, aux in self.aux.items() if name.endswith('_d') == (label == 'd')]
 
     def _build_optimizer(self, label: str, net: nn.Module) -> torch.optim.Optimizer:
         option = dict(self.opt['train'][f'optim_{label}'])
         if 'betas' in option:
             option['betas'] = [float(beta) for beta in option['betas']]  # PyTorch refuses [0, 0.99]
         groups = [{'params': [p for p in net.parameters() if p.requires_grad]}]
-        groups += [{'params': [p for p in aux.parameters() if p.requires_grad]} for name, aux in self.aux.items()
-                   if name.endswith('_d') == (label == 'd')]
+        groups += [{'params': [p for p in aux.parameters() if p.requires_grad]} for aux in self._aux_of(label)]
         try:
             name = option.pop('type')
             return getattr(torch.optim, name)(groups, **{**self.runtime.optimizer_options(name), **option})

@@ -40,12 +40,11 @@ class Guard:
     """Counts the skipped updates of each network, and which losses were not finite.
 
     Args:
-        device: Where the counts are.
         most: `train.max_bad_steps`, the number of skipped updates of one network in a row that ends the training.
     """
 
-    def __init__(self, device: torch.device, most: int) -> None:
-        self.device, self.most = device, most
+    def __init__(self, most: int) -> None:
+        self.most = most
         self.in_a_row: dict[str, Tensor] = {}
         self._counts: OrderedDict[str, Tensor] = OrderedDict()
 

@@ -6,7 +6,7 @@ randomly skipped branches made these gradients. Precision, memory format and com
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,7 +38,7 @@ class Runtime:
         self.device = device
         self.distributed = distributed
         self.grad_clip: float | None = train_opt.get('grad_clip')
-        self.guard = Guard(device, train_opt.get('max_bad_steps', 10))
+        self.guard = Guard(train_opt.get('max_bad_steps', 10))
         self._finite = self._true()        # the losses of the next update
         self._finite_since = self._true()  # the updates since the generator's
         self._updates: dict[str, tuple[Optimizer, Buffers]] = {}
@@ -127,9 +127,8 @@ class Runtime:
                 buffers.settle(finite)
         self._finite_since = torch.ones_like(finite) if of_generator else self._finite_since & finite
 
-    def _average_gradients(self, params: Iterable[Tensor], finite: Tensor) -> Tensor:
+    def _average_gradients(self, params: list[Tensor], finite: Tensor) -> Tensor:
         """Whether the update is finite on all processes, which is sent along with the gradients."""
-        params = list(params)
         present = torch.tensor([p.grad is not None for p in params], dtype=torch.uint8)
         dist.all_reduce(present, dist.ReduceOp.MAX, group=self._cpu_group)
         params = [p for p, anywhere in zip(params, present.tolist(), strict=True) if anywhere]

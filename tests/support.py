@@ -22,6 +22,11 @@ GAN = {'gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla', 'loss_weight': 0.1}
        'optim_d': {'type': 'Adam', 'lr': 1e-3, 'betas': [0.9, 0.99]}}
 
 
+# The changes that make a GAN with adaptors of `train_yaml`.
+GAN_YAML = {'network_d': dict(UNET),
+            'train__gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla', 'loss_weight': 0.1},
+            'train__optim_d': {'type': 'Adam', 'lr': 1e-3}, 'train__feature_kd_opt': {'type': 'MLPFeatureLoss'}}
+
 GCFSR = {'type': 'GCFSR', 'out_size': 32, 'narrow': 1 / 64, 'num_style_feat': 8, 'cond_norm': 8}
 GCFSR_TEACHER = {**GCFSR, 'narrow': 1 / 32}
 GCFSR_D = {'type': 'GCFSRDiscriminator', 'out_size': 32, 'narrow': 1 / 64}

@@ -13,12 +13,7 @@ import yaml
 from kd_cli.loop import test_pipeline as run_test
 from kd_cli.loop import train_pipeline
 from kd_utils.options import OptionError
-from tests.support import assert_equal_weights, save_teacher, train_yaml, write_yaml
-
-GAN = {'network_d': {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4},
-       'train__gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla', 'loss_weight': 0.1},
-       'train__optim_d': {'type': 'Adam', 'lr': 1e-3},
-       'train__feature_kd_opt': {'type': 'MLPFeatureLoss'}}
+from tests.support import GAN_YAML, assert_equal_weights, save_teacher, train_yaml, write_yaml
 
 
 def trained(root, options, *arguments):
@@ -45,7 +40,7 @@ def test_files(tmp_path, images):
 def test_resume_on_a_cpu_equals_the_uninterrupted_run(tmp_path, images, stop, workers):
     """From another working directory, with EMA, discriminator, adaptors and best metrics."""
     options = train_yaml(images, teacher=save_teacher(tmp_path), logger__save_checkpoint_freq=stop,
-                         datasets__train__num_worker_per_gpu=workers, **GAN)
+                         datasets__train__num_worker_per_gpu=workers, **GAN_YAML)
     whole = trained(tmp_path / 'whole', options)
     part = trained(tmp_path / 'part', {**options, 'train': {**options['train'], 'total_iter': stop}})
     assert not (part / 'models' / 'net_g_8.pth').exists()

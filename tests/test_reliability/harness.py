@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import torch
 
 from kd_cli.train import main
 from kd_utils import checkpoint
-from tests.support import assert_equal_weights, save_teacher, train_yaml, write_yaml
+from tests.support import GAN_YAML, assert_equal_weights, save_teacher, train_yaml, write_yaml
 
 STRESS = bool(os.environ.get('KD_STRESS'))
 
@@ -111,11 +112,8 @@ class Experiment:
     def __init__(self, root: Path, images: Path | None = None, options: dict | None = None, **changes) -> None:
         self.root = self.output = root
         root.mkdir(exist_ok=True)
-        gan = {'network_d': {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4},
-               'train__gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla', 'loss_weight': 0.1},
-               'train__optim_d': {'type': 'Adam', 'lr': 1e-3}, 'train__feature_kd_opt': {'type': 'MLPFeatureLoss'}}
         self.options = options or train_yaml(images, **{'teacher': save_teacher(root),
-                                                        'logger__save_checkpoint_freq': 1, **gan, **changes})
+                                                        'logger__save_checkpoint_freq': 1, **GAN_YAML, **changes})
         self.yaml = write_yaml(root / 'tiny.yml', self.options)
         self.folder = root / 'experiments' / self.options['name']
 
@@ -140,6 +138,21 @@ class Experiment:
         """(iteration, set) -> metrics; a repeated validation replaces the one before."""
         lines = (self.folder / 'validation.jsonl').read_text().splitlines()
         return {(line['iter'], line['dataset']): line['metrics'] for line in map(json.loads, lines)}
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return str(free.getsockname()[1])
+
+
+def start_processes(experiment: Experiment, *arguments: str, count: int = 2,
+                    before: Callable[[int], None] = lambda rank: None) -> list[Child]:
+    """As torchrun starts them; `before` is called with the rank."""
+    port = free_port()
+    return [experiment.start('--launcher', 'pytorch', *arguments, before=lambda rank=rank: before(rank),  # type: ignore
+                             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR='127.0.0.1',
+                             MASTER_PORT=port) for rank in range(count)]
 
 
 def at_iteration(number: int, action: Callable[[], None]) -> None:

@@ -8,7 +8,6 @@ every iteration, and the batches that were fed.
 import os
 import re
 import signal
-import socket
 from copy import deepcopy
 from types import SimpleNamespace
 
@@ -34,7 +33,15 @@ from tests.support import (
     train_yaml,
     write_yaml,
 )
-from tests.test_reliability.harness import STRESS, Experiment, assert_same_end, counted, last_state, report
+from tests.test_reliability.harness import (
+    STRESS,
+    Experiment,
+    assert_same_end,
+    counted,
+    last_state,
+    report,
+    start_processes,
+)
 
 TOTAL = 8       # iterations; an epoch has three
 VAL_FREQ = 3
@@ -250,13 +257,8 @@ class Run:
     def _start(self, stop, arguments):
         if self.processes == 1:
             return [self.experiment.start(*arguments, before=lambda: self._prepare(stop))]
-        with socket.socket() as free:
-            free.bind(('127.0.0.1', 0))
-            port = free.getsockname()[1]
-        return [self.experiment.start('--launcher', 'pytorch', *arguments, before=lambda: self._prepare(stop),
-                                      RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(self.processes),
-                                      MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-                for rank in range(self.processes)]
+        return start_processes(self.experiment, *arguments, count=self.processes,
+                               before=lambda rank: self._prepare(stop))
 
     def _prepare(self, stop):
         """In the child: it notes what is fed, and asks itself to stop."""

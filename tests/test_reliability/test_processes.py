@@ -2,7 +2,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,23 +14,17 @@ from kd_cli.processes import ProcessLost, noticing_lost_ones
 from kd_cli.stopping import STOPPED
 from kd_models.guard import TrainingError
 from kd_utils.checkpoint import CheckpointError
-from tests.test_reliability.harness import Experiment, assert_same_end, at_iteration, disturbed, report
+from tests.test_reliability.harness import (
+    Experiment,
+    assert_same_end,
+    at_iteration,
+    disturbed,
+    free_port,
+    report,
+    start_processes,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return str(s.getsockname()[1])
-
-
-def two(experiment, *arguments, before=lambda rank: None):
-    """Two processes, as torchrun starts them."""
-    port = free_port()
-    return [experiment.start('--launcher', 'pytorch', *arguments, before=lambda rank=rank: before(rank), RANK=str(rank),
-                             LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
-            for rank in range(2)]
 
 
 def changes(**more):
@@ -42,7 +35,7 @@ def changes(**more):
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory, images):
     experiment = Experiment(tmp_path_factory.mktemp('whole'), images, **changes())
-    assert [child.wait() for child in two(experiment)] == [0, 0]
+    assert [child.wait() for child in start_processes(experiment)] == [0, 0]
     return experiment
 
 
@@ -52,10 +45,10 @@ def test_a_signal_to_one_stops_all_at_the_same_iteration(tmp_path, whole):
     def before(rank):
         if rank == 1:
             at_iteration(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    children = two(experiment, before=before)
+    children = start_processes(experiment, before=before)
     assert [child.wait() for child in children] == [STOPPED, STOPPED], children[0].text()[-2000:]
     assert experiment.states() == [4, 6]
-    assert [child.wait() for child in two(experiment, '--auto_resume')] == [0, 0]
+    assert [child.wait() for child in start_processes(experiment, '--auto_resume')] == [0, 0]
     assert_same_end(whole, experiment)
 
 
@@ -65,23 +58,23 @@ def test_the_one_that_is_left_says_why_it_ends(tmp_path, whole):
     def before(rank):
         if rank == 1:
             at_iteration(6, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    left, killed = two(experiment, before=before)
+    left, killed = start_processes(experiment, before=before)
     assert killed.wait() == -9
     start = time.monotonic()
     assert left.wait(60) == 1, left.text()[-2000:]
     seconds = time.monotonic() - start
     assert 'error: Another process of this job has ended' in left.text() and 'Traceback' not in left.text()
     report(f'killed rank: the other one ended after {seconds:.1f} s')
-    assert [child.wait() for child in two(experiment, '--auto_resume')] == [0, 0]
+    assert [child.wait() for child in start_processes(experiment, '--auto_resume')] == [0, 0]
     assert_same_end(whole, experiment)
 
 
 def test_a_mistake_of_the_first_is_everybodys(tmp_path, whole):
     """A damaged checkpoint is seen by the first process only."""
     experiment = disturbed(tmp_path / 'run', whole)
-    assert [child.wait() for child in two(experiment, '--force_yml', 'train:total_iter=4')] == [0, 0]
+    assert [child.wait() for child in start_processes(experiment, '--force_yml', 'train:total_iter=4')] == [0, 0]
     (experiment.folder / 'models' / 'net_g_4.pth').write_bytes(b'')
-    children = two(experiment, '--auto_resume')
+    children = start_processes(experiment, '--auto_resume')
     assert [child.wait() for child in children] == [2, 2]
     assert all('none of them is complete' in child.text() for child in children)
 
@@ -99,7 +92,7 @@ def test_the_others_wait_for_a_long_validation(tmp_path, whole):
         start, test = dist.init_process_group, ValidatedModel.test
         dist.init_process_group = lambda backend: start(backend, timeout=datetime.timedelta(seconds=2))
         ValidatedModel.test = lambda model: (time.sleep(0.6), test(model))
-    children = two(experiment, '--force_yml', 'val:val_freq=12', before=before)
+    children = start_processes(experiment, '--force_yml', 'val:val_freq=12', before=before)
     assert [child.wait() for child in children] == [0, 0], children[1].text()[-2000:]
     assert experiment.curve().keys() == {(12, 'Tiny')}
 
@@ -167,7 +160,7 @@ def test_torchrun_restarts_after_a_kill_and_saves_after_a_sigterm(tmp_path, imag
     saved = re.findall(r'Stopped at iteration (\d+) with its state saved', text)
     assert saved and len(set(saved)) == 1 and int(saved[0]) == experiment.states()[-1] >= before, text[-3000:]
     force = ('--force_yml', f'train:total_iter={int(saved[0]) + 3}')
-    assert [child.wait() for child in two(experiment, '--auto_resume', *force)] == [0, 0]
-    assert [child.wait() for child in two(whole, *force)] == [0, 0]
+    assert [child.wait() for child in start_processes(experiment, '--auto_resume', *force)] == [0, 0]
+    assert [child.wait() for child in start_processes(whole, *force)] == [0, 0]
     assert_same_end(whole, experiment)
     report(f'torchrun: killed rank restarted and resumed, SIGTERM saved at iteration {saved[0]}, end as undisturbed')

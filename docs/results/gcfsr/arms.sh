@@ -3,18 +3,12 @@
 # faces.sh: docs/results/gcfsr/arms.sh
 set -eu
 here=docs/results/gcfsr
-
-train() {  # file name [key=value ...]
-  local file=$1 name=$2
-  shift 2
-  [ -e "experiments/$name/models/net_g_latest.pth" ] && return
-  python train.py -opt "$here/$file.yml" --force_yml "name=$name" "$@"
-}
+. docs/results/train.sh
 
 arm() {  # name seed [key=value ...]
   local name=$1_s$2 seed=$2
   shift 2
-  train sdakd_gcfsr_64_quarter "face_$name" "manual_seed=$seed" "$@"
+  train $here/sdakd_gcfsr_64_quarter.yml "face_$name" "manual_seed=$seed" "$@"
 }
 
 alone=('teacher=~' 'train:feature_kd_opt=~' 'train:feature_kd_d_opt=~' 'train:stages=[
@@ -22,7 +16,7 @@ alone=('teacher=~' 'train:feature_kd_opt=~' 'train:feature_kd_d_opt=~' 'train:st
   {name: adversarial, iters: 250, losses: [pixel, perceptual, gan], optimizer: fresh}]')
 features_of_g=('teacher:network_d=~' 'teacher:path:pretrain_network_d=~' 'train:feature_kd_d_opt=~')
 
-train gcfsr_64 gcfsr_64
+train $here/gcfsr_64.yml gcfsr_64
 for seed in 0 1 2; do
   arm sdakd $seed
   arm alone $seed "${alone[@]}"

@@ -2,12 +2,13 @@
 # Trains the arms of the comparison, one after the other; run from the root of the project: docs/results/mcadkd/arms.sh
 set -eu
 here=docs/results/mcadkd
+script=$here/train.py
+. docs/results/train.sh
 
-train() {  # name seed [key=value ...]
+arm() {  # name seed [key=value ...]
   local name=$1_s$2 seed=$2
   shift 2
-  [ -e "experiments/$name/models/net_g_latest.pth" ] && return
-  python $here/train.py -opt $here/mcadkd_edsr16_x2.yml --force_yml "name=$name" "manual_seed=$seed" "$@"
+  train $here/mcadkd_edsr16_x2.yml "$name" "manual_seed=$seed" "$@"
 }
 
 no_gan=('train:gan_opt=~' 'train:optim_d=~' 'network_d=~')
@@ -15,15 +16,15 @@ no_contrast='train:contrastive_opt=~'
 no_response='train:response_kd_opt=~'
 
 for seed in 0 1 2; do
-  train alone $seed 'teacher=~' $no_response $no_contrast "${no_gan[@]}"
-  train response $seed $no_contrast "${no_gan[@]}"
-  train mcadkd $seed
+  arm alone $seed 'teacher=~' $no_response $no_contrast "${no_gan[@]}"
+  arm response $seed $no_contrast "${no_gan[@]}"
+  arm mcadkd $seed
 done
 # the parts, one seed
-train without_contrastive 0 $no_contrast
-train without_adversarial 0 "${no_gan[@]}"
-train without_response 0 $no_response
-train without_image_level 0 train:contrastive_opt:level=patch
-train without_patch_level 0 train:contrastive_opt:level=image
+arm without_contrastive 0 $no_contrast
+arm without_adversarial 0 "${no_gan[@]}"
+arm without_response 0 $no_response
+arm without_image_level 0 train:contrastive_opt:level=patch
+arm without_patch_level 0 train:contrastive_opt:level=image
 # what the literature proposes where content alone solves the contrastive task
-train degraded_negatives 0 train:contrastive_opt:negatives=in_batch+degraded train:contrastive_opt:mining=hard
+arm degraded_negatives 0 train:contrastive_opt:negatives=in_batch+degraded train:contrastive_opt:mining=hard

@@ -3,18 +3,12 @@
 # project: docs/results/sdakd/arms.sh
 set -eu
 here=docs/results/sdakd
-
-train() {  # file name [key=value ...]
-  local file=$1 name=$2
-  shift 2
-  [ -e "experiments/$name/models/net_g_latest.pth" ] && return
-  python train.py -opt "$here/$file.yml" --force_yml "name=$name" "$@"
-}
+. docs/results/train.sh
 
 arm() {  # name seed [key=value ...]
   local name=$1_s$2 seed=$2
   shift 2
-  train sdakd_compact16_x4 "$name" "manual_seed=$seed" \
+  train $here/sdakd_compact16_x4.yml "$name" "manual_seed=$seed" \
     "path:pretrain_network_g=experiments/supervised_s$seed/models/net_g_latest.pth" "$@"
 }
 
@@ -24,9 +18,9 @@ alone=('teacher=~' 'train:feature_kd_opt=~' 'train:feature_kd_d_opt=~' 'train:st
 features_of_g=('teacher:network_d=~' 'teacher:path:pretrain_network_d=~' 'train:feature_kd_d_opt=~')
 
 python $here/start.py
-train teacher_discriminator_compact64_x4 teacher_discriminator_compact64_x4
+train $here/teacher_discriminator_compact64_x4.yml teacher_discriminator_compact64_x4
 for seed in 0 1 2; do
-  train supervised_compact16_x4 "supervised_s$seed" "manual_seed=$seed" \
+  train $here/supervised_compact16_x4.yml "supervised_s$seed" "manual_seed=$seed" \
     "path:pretrain_network_g=experiments/start/$seed.pth"
   arm sdakd $seed
   arm student_d $seed "${alone[@]}"

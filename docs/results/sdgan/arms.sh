@@ -3,12 +3,11 @@
 # the root of the project: docs/results/sdgan/arms.sh
 set -eu
 here=docs/results/sdgan
+. docs/results/train.sh
 
 for seed in 0 1 2; do
   for weight in 0 0.1 0.316 1; do  # none; the GAN weight w; sqrt(w); 1
-    name=sdgan_w${weight}_s$seed
-    [ -e "experiments/$name/models/net_g_latest.pth" ] && continue
-    python train.py -opt $here/sdgan_compact16_x4.yml --force_yml "name=$name" "manual_seed=$seed" \
+    train $here/sdgan_compact16_x4.yml "sdgan_w${weight}_s$seed" "manual_seed=$seed" \
       "train:self_distill_opt:loss_weight=$weight" \
       "path:pretrain_network_g=experiments/supervised_s$seed/models/net_g_latest.pth"
   done
