@@ -70,7 +70,7 @@ def _channels(out_size: int, channel_multiplier: int, narrow: float) -> dict[int
     return channels
 
 
-def _kernels_as_buffers(net: nn.Module) -> None:
+def filters_as_buffers(net: nn.Module) -> None:
     """Lets the filters of BasicSR's layers, plain tensors, move with the network: else each call copies them there."""
     for module in net.modules():
         if isinstance(module, (UpFirDnUpsample, UpFirDnDownsample, UpFirDnSmooth)):
@@ -138,7 +138,7 @@ class GCFSR(nn.Module):
         self._build_encoder(channels, sizes[::-1], resample_kernel)
         self._build_decoder(channels, sizes, resample_kernel)
         self._build_noise()
-        _kernels_as_buffers(self)
+        filters_as_buffers(self)
 
     def _build_encoder(self, channels: dict[int, int], sizes: list[int], kernel: tuple[int, ...]) -> None:
         """From the image down to 16x16, the styles, and the conditions of each size."""
@@ -311,7 +311,7 @@ class GCFSRDiscriminator(StyleGAN2Discriminator):
         channels = _channels(out_size, channel_multiplier, narrow)
         super().__init__(out_size, channel_multiplier, resample_kernel, narrow=narrow)
         self.final_conv = ConvLayer(channels[4], channels[4], 3)
-        _kernels_as_buffers(self)
+        filters_as_buffers(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, 3, out_size, out_size) in [-1, 1] -> logits (N, 1)."""

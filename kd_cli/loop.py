@@ -324,7 +324,7 @@ def create_loaders(opt: dict[str, Any]) -> tuple[DataLoader, DrawSampler, list[D
 
 def _fill_cache(opt: dict[str, Any], cache: TeacherCache, model: Any, request: StopRequest) -> None:
     """Makes the images that the teacher's cache lacks, each process its share."""
-    logger, missing = get_root_logger(), cache.missing(opt['rank'], opt['world_size'])
+    logger, missing, meeting = get_root_logger(), cache.missing(opt['rank'], opt['world_size']), processes.Meeting()
     logger.info(f'Teacher cache {cache.folder}: {len(missing)} images to be made on this process, for a training set '
                 f'of {len(cache)}.')
     with _progress_bar(0, len(missing), opt['rank']) as bar:
@@ -336,8 +336,7 @@ def _fill_cache(opt: dict[str, Any], cache: TeacherCache, model: Any, request: S
                               "teacher's cache made. They are kept; start again to go on.")
             if done == len(missing) or done % -(-len(missing) // 10) == 0:  # in a log file there is no bar
                 logger.info(f'Teacher cache: {done} of {len(missing)} images made.')
-    if opt['dist']:
-        torch.distributed.barrier()
+    meeting.anyone(False)  # shares may differ by hours
 
 
 def _loader(dataset: Any, dataset_opt: dict[str, Any], opt: dict[str, Any], sampler: Any = None) -> DataLoader:
@@ -345,6 +344,7 @@ def _loader(dataset: Any, dataset_opt: dict[str, Any], opt: dict[str, Any], samp
         # workers load ahead by themselves; BasicSR's thread never ends, keeps them, and at its exit the process waits
         # for them for ever
         dataset_opt = {**dataset_opt, 'prefetch_mode': None}
+    dataset_opt = {'pin_memory': opt['num_gpu'] != 0, **dataset_opt}  # else a GPU is waited for in every iteration
     loader = build_dataloader(dataset, dataset_opt, num_gpu=opt['num_gpu'], dist=opt['dist'], sampler=sampler,
                               seed=opt['manual_seed'])
     loader.worker_init_fn = IgnoringSignals(loader.worker_init_fn)
@@ -368,12 +368,16 @@ def _batches(opt: dict[str, Any], loader: DataLoader, sampler: DrawSampler, done
 
 
 def _cuda_batches(loader: DataLoader, opt: dict[str, Any]) -> Iterator[Any]:
-    """BasicSR's prefetcher, which copies the next batch to the GPU on a stream of its own."""
+    """BasicSR's prefetcher, which copies the next batch to the GPU on a stream of its own.
+
+    To that stream the memory of a batch returns, which must not use it again while this one still reads it.
+    """
     prefetcher = CUDAPrefetcher(loader, opt)
-    data = prefetcher.next()
-    while data is not None:
+    while (data := prefetcher.next()) is not None:
+        for value in data.values():
+            if isinstance(value, torch.Tensor):
+                value.record_stream(torch.cuda.current_stream())
         yield data
-        data = prefetcher.next()
 
 
 @contextmanager

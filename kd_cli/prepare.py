@@ -29,12 +29,11 @@ import cv2
 import numpy as np
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 from basicsr.utils.matlab_functions import imresize
-from PIL import ExifTags, Image
+from PIL import Image
 
 from kd_cli.errors import reported
-from kd_utils.options import OptionError
+from kd_utils.options import IMAGES, OptionError, upright_size
 
-EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff', '.ppm')
 RECORD = '.kd_prepare.json'
 
 # The photographs inside the scikit-image wheel. What is drawn, scanned or blurred (logos, pages, masks, a retina) stays
@@ -90,9 +89,9 @@ def image_paths(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise OptionError(f'There is no folder {folder}. Name the folder that holds the images.')
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and not p.name.startswith('.'))
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith('.'))
     if not paths:
-        raise OptionError(f'{folder} holds no image. Name a folder with {", ".join(EXTENSIONS)} files.')
+        raise OptionError(f'{folder} holds no image. Name a folder with {", ".join(IMAGES)} files.')
     stems = {p.stem: p for p in paths}
     twice = [p for p in paths if stems[p.stem] != p]
     if twice:
@@ -233,13 +232,8 @@ def _warn_about_pairs(paths: Iterable[Path], hr_dir: Path, scale: int) -> None:
 
 def _size(path: Path) -> tuple[int, int]:
     """(H, W) from the file's header, turned where OpenCV turns it."""
-    width, height = _ask_pillow(path, _upright_size)
+    width, height = _ask_pillow(path, upright_size)
     return height, width
-
-
-def _upright_size(img: Image.Image) -> tuple[int, int]:
-    on_its_side = img.format == 'JPEG' and img.getexif().get(ExifTags.Base.Orientation, 1) > 4
-    return (img.height, img.width) if on_its_side else img.size
 
 
 def make_subimages(src: Path, dst: Path, size: int, step: int, thresh: int = 0, workers: int = 1) -> int:

@@ -48,6 +48,9 @@ def start(opt: dict[str, Any], args: Any) -> None:
 
 def _init_process_group(launcher: str, use_gpu: bool) -> None:
     if launcher == 'slurm':
+        if not use_gpu:
+            raise OptionError('--launcher slurm needs a GPU for each process, and none is used. Without GPUs start '
+                              'torchrun --nproc_per_node=2 train.py -opt X.yml --launcher pytorch')
         from basicsr.utils.dist_util import init_dist
         init_dist('slurm')
         return

@@ -127,7 +127,7 @@ class MultiScaleContrastiveLoss(nn.Module):
         mask = own[:, None] == torch.arange(count * _processes(), device=device)[None]
         if sources is None:
             return mask
-        sources = sources.to(device)
+        sources = sources.to(device, non_blocking=True)
         return mask | (sources[:, None] == _gathered(sources)[None])
 
     def _patches(self, images: list[Tensor], same: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -159,7 +159,7 @@ class MultiScaleContrastiveLoss(nn.Module):
         apart = (owner[:, None] == owner[None]) & ~(close[0] & close[1])  # crops of one image that do not overlap
         excluded = same.repeat_interleave(self.num_patches, 0).repeat_interleave(self.num_patches, 1)
         first = _rank() * total
-        excluded[:, first:first + total] &= ~apart.to(excluded.device)
+        excluded[:, first:first + total] &= ~apart.to(excluded.device, non_blocking=True)
         return views, excluded
 
     def _info_nce(self, level: str, embeddings: list[Tensor], tau: Tensor, excluded: Tensor) -> Tensor:

@@ -197,8 +197,8 @@ def augment_alike(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     cos, sin, aspect = torch.cos(angle), torch.sin(angle), height / width
     rows = [torch.stack([flip * cos, -flip * sin * aspect, shift[:, 0]], 1),
             torch.stack([sin / aspect, cos, shift[:, 1]], 1)]
-    grid = F.affine_grid(torch.stack(rows, 1).to(x), [count, 1, height, width], align_corners=False)
-    moved = on.any(1).to(x.device).view(-1, 1, 1, 1)  # others are left exactly as they are
+    grid = F.affine_grid(torch.stack(rows, 1).to(x, non_blocking=True), [count, 1, height, width], align_corners=False)
+    moved = on.any(1).to(x.device, non_blocking=True).view(-1, 1, 1, 1)  # others are left exactly as they are
     sampled = (F.grid_sample(image, grid, padding_mode='reflection', align_corners=False) for image in (x, y))
     a, b = (torch.where(moved, new, old) for new, old in zip(sampled, (x, y), strict=True))
     return a, b

@@ -16,6 +16,7 @@ from kd_metrics import MetricUnavailable
 from kd_metrics.images import device, rgb
 from kd_utils import checkpoint
 from kd_utils.options import IMAGES
+from kd_utils.rng import own_random_numbers
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -133,7 +134,7 @@ class RandomFID(FrechetMetric):
 def random_network(seed: int) -> nn.Module:
     """Four convolutions 3x3 of stride 2 to 32, 64, 128 and 256 channels, ReLU, He initialisation, mean over pixels."""
     draw, layers = np.random.RandomState(seed), []  # its stream is the same in all versions of NumPy
-    with torch.random.fork_rng():
+    with own_random_numbers(device()):
         for c_in, c_out in ((3, 32), (32, 64), (64, 128), (128, 256)):
             conv = nn.Conv2d(c_in, c_out, 3, stride=2, padding=1, bias=False)
             weight = draw.standard_normal(conv.weight.shape) * np.sqrt(2 / (9 * c_in))
@@ -164,7 +165,7 @@ def _inception(weights: str | None) -> nn.Module:
     try:
         if weights is not None:
             checkpoint.load(weights)  # torch-fidelity would run code that a file carries
-        with torch.random.fork_rng():
+        with own_random_numbers(device()):
             return _Inception(weights).to(device())
     except Exception as error:  # noqa: BLE001  a file of something else may raise anything
         where = osp.join(torch.hub.get_dir(), 'checkpoints')

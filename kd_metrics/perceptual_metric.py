@@ -14,6 +14,7 @@ from kd_metrics import MetricUnavailable
 from kd_metrics.images import device, rgb
 from kd_utils.checkpoint import CheckpointError
 from kd_utils.options import OptionError
+from kd_utils.rng import own_random_numbers
 
 
 @METRIC_REGISTRY.register()
@@ -85,5 +86,5 @@ def _distance(factory: Any, img: np.ndarray, img2: np.ndarray, crop_border: int,
 @cache
 def _network(factory: Any, **options: Any) -> torch.nn.Module:
     """The network of a metric, built once per process, without touching the random numbers of training."""
-    with torch.random.fork_rng():
+    with own_random_numbers(device()):
         return factory(**options).to(device())

@@ -106,7 +106,7 @@ class GCFSRAdapter(Adapter):
         """`scale` (N, 1) from the batch, and `noise`, drawn here."""
         if 'scale' not in batch:
             raise OptionError(f'The training set gives no `scale` of each face, (N, 1). Use {FACES}, or add it there.')
-        return {'scale': batch['scale'].to(lq), 'noise': net.make_noise(lq.shape[0])}
+        return {'scale': batch['scale'].to(lq, non_blocking=True), 'noise': net.make_noise(lq.shape[0])}
 
     def check_training(self, net: Any, opt: dict[str, Any], owner: str) -> None:
         """All scales must be in the condition's range, and what takes images in [0, 1] must know that they are not."""

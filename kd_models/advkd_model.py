@@ -117,6 +117,9 @@ class AdvKDModel(OptionallyUnconditionalModel):
         if not opt.get('teacher') or is_another(opt, 'teacher.network_g', DiffusionUNet):
             raise OptionError(f'{cls.__name__} needs a diffusion model as `teacher.network_g`. Name a DiffusionUNet, '
                               'as trained by DiffusionSRModel.')
+        if get(opt, 'teacher.network_d'):
+            raise OptionError('`teacher.network_d` has no place beside a diffusion model, whose states are what '
+                              'discriminators call real. Take it out.')
         if is_another(opt, 'network_g', PhaseChain):
             raise OptionError(f'`network_g`: {opt["network_g"]["type"]} has no phases. Use DenoisingPhaseNet, or '
                               'PhaseDecoder where there are no LR images.')
@@ -215,7 +218,7 @@ class AdvKDModel(OptionallyUnconditionalModel):
     def _draw(self, phases: int) -> dict[str, Tensor]:
         """This batch's noise and, for the first `phases` phases, states, by the teacher or from its cache."""
         if self.cached is not None:
-            noise, states = _unpack(self.cached.to(self.device))
+            noise, states = _unpack(self.cached.to(self.device, non_blocking=True))
         else:
             noise = self.lq.view(-1, 3, self.size, self.size) if self.size else torch.randn_like(self.gt)
             states = self._states(noise, self.diffusion.condition(self.lq), phases)

@@ -38,6 +38,7 @@ from kd_models.terms import STOCK, TERMS, Term
 from kd_models.validation import ValidatedModel, refers_to_teacher
 from kd_utils import checkpoint
 from kd_utils.options import OptionError, apply_aliases, check_options, teacher_cache
+from kd_utils.rng import own_random_numbers
 from kd_utils.schema import TERM_KEYS
 
 
@@ -150,8 +151,6 @@ class DistillationModel(ValidatedModel):
         self.net_d_init_iters = train_opt.get('net_d_init_iters', 0)
         self.terms = self._build_terms()
         self.stages = Stages(train_opt, list(self.terms))
-        if not self.stages.update_generator():
-            self.net_g.eval()  # statistics and random depth stand still too
         self.alarm = CollapseAlarm()
         self.stage: Stage | None = None
         self._update = {'simultaneous': self._simultaneous, 'g_first': self._g_first,
@@ -267,10 +266,8 @@ class DistillationModel(ValidatedModel):
         names = ('num_in_ch', 'in_chans', 'in_channels')  # as BasicSR's networks call them
         return next((self.opt['network_g'][name] for name in names if name in self.opt['network_g']), 3)
 
-    @staticmethod
-    def _own_random_numbers() -> Any:
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        return torch.random.fork_rng(devices=devices)
+    def _own_random_numbers(self) -> Any:
+        return own_random_numbers(self.device)
 
     def trained(self) -> dict[str, nn.Module]:
         """Everything that an optimizer updates, by name."""
@@ -361,7 +358,9 @@ class DistillationModel(ValidatedModel):
         paths = data.get('lq_path')
         self.sources = torch.tensor([zlib.crc32(str(path).encode()) for path in paths]) if paths else None
         if self.degradation is None or 'kernel1' not in data:  # validation images are not degraded
-            super().feed_data(data)
+            self.lq = data['lq'].to(self.device, non_blocking=True)
+            if 'gt' in data:
+                self.gt = data['gt'].to(self.device, non_blocking=True)
             return
         self.degradation(data)
         self.lq, self.gt, self.gt_usm = self.degradation.lq, self.degradation.gt, self.degradation.gt_usm
@@ -382,6 +381,7 @@ class DistillationModel(ValidatedModel):
             return
         self.stage = stage
         self.adversary.stage = stage
+        self.net_g.train(bool(stage.losses))  # otherwise statistics and random depth stand still too
         if len(self.stages) > 1 or self.opt['train'].get('stages'):
             get_root_logger().info(f'Stage {self.stages.index(stage) + 1} of {len(self.stages)}: {stage}')
 
@@ -468,7 +468,7 @@ class DistillationModel(ValidatedModel):
     def _forward_teacher(self, step: Step, features: bool) -> None:
         assert self.teacher is not None
         if self.cache:
-            step.teacher = self.cached.to(self.device)
+            step.teacher = self.cached.to(self.device, non_blocking=True)
             return
         taps = self.teacher_taps if features else None
         step.teacher, step.teacher_features = self.teacher.generate(step.lq, taps, **step.inputs)

@@ -21,6 +21,7 @@ from basicsr.utils import tensor2img
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 from torch import Tensor
 
+from kd_arch.gcfsr_arch import filters_as_buffers
 from kd_models.degradation import USM_KEYS
 from kd_models.distillation_model import DistillationModel
 from kd_models.step import Step
@@ -32,8 +33,8 @@ from kd_utils.schema import DATASETS, OPTIMIZERS, get, registered, require
 
 DEFAULTS: dict[str, Any] = {
     'ema_decay': 0.5**(32 / 10_000), 'gan_opt': {'type': 'GANLoss', 'gan_type': 'wgan_softplus', 'loss_weight': 1.0},
-    'self_distill_opt': {}, 'r1_reg_weight': 10, 'net_d_reg_every': 16, 'path_reg_weight': 2, 'net_g_reg_every': 4,
-    'path_batch_shrink': 2, 'mixing_prob': 0.9, 'update_order': 'd_first',
+    'self_distill_opt': {'loss_weight': 1.0}, 'r1_reg_weight': 10, 'net_d_reg_every': 16, 'path_reg_weight': 2,
+    'net_g_reg_every': 4, 'path_batch_shrink': 2, 'mixing_prob': 0.9, 'update_order': 'd_first',
 }
 # What the base reads and StyleGAN2's iteration has no place for.
 UNREAD = ('gan_mode', 'stages')
@@ -121,6 +122,9 @@ class SDStyleGAN2Model(DistillationModel):
     def init_training_settings(self) -> None:
         """The base's, and the state of the path length regularisation."""
         super().init_training_settings()
+        for net in (self.net_g, self.net_d, *([self.net_g_ema] if self.ema_decay > 0 else [])):
+            filters_as_buffers(net)
+            self.runtime.place(net)
         self.mean_path_length: Tensor | float = 0
 
     def lq_size(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -137,7 +141,7 @@ class SDStyleGAN2Model(DistillationModel):
     def feed_data(self, data: dict[str, Any]) -> None:
         """Takes real images `gt` (N, 3, H, W) in [-1, 1] in training, latents `lq` elsewhere."""
         for name in {'gt', 'lq'} & set(data):
-            setattr(self, name, data[name].to(self.device))
+            setattr(self, name, data[name].to(self.device, non_blocking=True))
         if 'gt' in data and self.gt.shape[1:] != self.gt_size()[1:]:
             size = 'x'.join(map(str, self.gt.shape[2:]))
             raise OptionError(f'The images of datasets.train are {size}, and `network_g.out_size` is '

@@ -129,6 +129,9 @@ class ContrastiveTerm(Term):
 
     def fits(self, images: Tensor) -> bool:
         """Whether it returns a scalar `loss`; a batch of one image has no negatives and is refused by the criterion."""
+        if self.criterion.degraded and self.model.latent_size(self.model.opt):
+            raise OptionError(f'`train.{self.name}_opt.negatives` asks for the LR images as negatives, and '
+                              '`network_g` makes images of noise. Write `in_batch`.')
         batch = self.model.opt['datasets']['train']['batch_size_per_gpu'] * self.model.opt['world_size']
         return self.criterion(*[images.repeat(min(batch, 2), 1, 1, 1)] * 3)['loss'].dim() == 0
 

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from basicsr.utils.dist_util import get_dist_info
-from PIL import Image
+from PIL import ExifTags, Image
 
 from kd_utils.schema import (
     ARCH_REGISTRY,
@@ -725,13 +725,17 @@ def _text(size: tuple[int, int]) -> str:
     return f'{size[0]}x{size[1]}'
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an image as OpenCV, with which BasicSR reads, turns it: as its camera was held."""
+    on_its_side = image.format in ('JPEG', 'MPO') and image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+    return (image.height, image.width) if on_its_side else image.size
+
+
 def _image_size(key: str, path: str) -> tuple[int, int]:
     """Width and height from the header of the file."""
     try:
         with Image.open(path) as image:
-            # OpenCV, with which BasicSR reads, turns photos as their camera was held
-            turned = image.format in ('JPEG', 'MPO') and image.getexif().get(0x0112, 1) > 4
-            return image.size[::-1] if turned else image.size
+            return upright_size(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         state = 'is empty' if osp.isfile(path) and not osp.getsize(path) else 'cannot be read as an image'
         raise OptionError(f'`{key}`: `{path}` {state}. Write it anew, or take it out of the set.') from None

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -23,7 +24,8 @@ def bicubic(images: Tensor, size: int | tuple[int, int]) -> Tensor:
         Tensor: (N, C, *size), neither clipped nor rounded.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    rows, columns = _matrix(images.shape[-2], height).to(images), _matrix(images.shape[-1], width).to(images)
+    of_images = images.dtype, images.device
+    rows, columns = _matrix(images.shape[-2], height, *of_images), _matrix(images.shape[-1], width, *of_images)
     return rows @ images @ columns.T
 
 
@@ -37,7 +39,9 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     return F.pad(images, (0, pad_w, 0, pad_h), mode)
 
 
-def _matrix(length: int, size: int) -> Tensor:
+@lru_cache(maxsize=32)  # a training has few sizes, and a GPU would wait for each copy
+@torch.inference_mode(False)  # tensors made in it could never be part of a graph
+def _matrix(length: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(size, length): the weights of each input pixel in each output pixel; the borders repeat in mirror image."""
     widen = max(length / size, 1.)  # reducing takes a wider kernel, against aliasing
     centres = (torch.arange(size, dtype=torch.float64) + 0.5) * length / size - 0.5
@@ -47,7 +51,7 @@ def _matrix(length: int, size: int) -> Tensor:
     weights = weights / weights.sum(1, keepdim=True)
     sources = sources % (2 * length)
     sources = torch.minimum(sources, 2 * length - 1 - sources)
-    return torch.zeros(size, length, dtype=weights.dtype).scatter_add(1, sources, weights)
+    return torch.zeros(size, length, dtype=weights.dtype).scatter_add(1, sources, weights).to(device, dtype)
 
 
 def _cubic(x: Tensor) -> Tensor:

@@ -41,5 +41,10 @@ class RandomState:
             after.set()
 
 
+def own_random_numbers(device: torch.device) -> Any:
+    """A context in which what torch draws, on `device` too, is not noticed by what comes after."""
+    return torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == 'cuda' else [])
+
+
 def _tensor(state: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(state), dtype=torch.uint8)

@@ -764,6 +764,9 @@ class _Checker:
         table.update({extra: ARGUMENTS.get(extra, 'any') for extra in getattr(loss, 'options', ())})
         table.update(TERM_KEYS.get(name, {}))
         self.constructor(key, option, table, _swallows_keys(loss), self.doubt)
+        if 'loss_weight' in TERM_KEYS.get(name, {}) and 'perceptual_weight' in option and 'loss_weight' not in option:
+            self.refuse(f'`{key}.perceptual_weight` is a factor within {kind}, and the weight of the loss is '
+                        '`loss_weight`. Write `loss_weight` too, or instead.')
         if isinstance(loss, type) and issubclass(loss, PerceptualLoss):
             self.check_layers(key, option)
 
@@ -818,6 +821,10 @@ class _Checker:
         val_sets = [name for name in datasets if str(name).startswith('val')]
         if val:
             self.table('val', val, self.extended('val', VAL), self.training)
+            for key in ('flip_seq', 'center_frame_only') if self.ours else ():
+                if val.get(key):
+                    self.refuse(f'`val.{key}` is of video models, and not read by {self.opt["model_type"]}. '
+                                'Take it out.')
             for name, metric in (val.get('metrics') or {}).items():
                 self.check_metric(f'val.metrics.{name}', metric)
         if self.training and val and not val_sets:

@@ -70,3 +70,11 @@ def test_a_network_set_to_none_resumes(tmp_path, images):
     options['train']['total_iter'] = 6
     train_pipeline(str(tmp_path), ['-opt', str(write_yaml(tmp_path / 'tiny.yml', options)), '--auto_resume'])
     assert (tmp_path / 'experiments/tiny/models/net_g_6.pth').exists()
+
+
+def test_slurm_without_a_gpu(tmp_path, images):
+    """BasicSR would divide by the number of GPUs."""
+    path = write_yaml(tmp_path / 'tiny.yml', train_yaml(images))
+    with pytest.raises(OptionError, match='--launcher slurm needs a GPU for each process.*torchrun'):
+        train_pipeline(str(tmp_path), ['-opt', str(path), '--launcher', 'slurm'])
+    assert not (tmp_path / 'experiments').exists()

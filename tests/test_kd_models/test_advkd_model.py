@@ -288,6 +288,12 @@ def test_refusals(tmp_path, train_opt, top, message):
         build_model(options(tmp_path, train_opt, **top))
 
 
+def test_a_teacher_has_no_discriminator(tmp_path):
+    opt = options(tmp_path)
+    opt['teacher']['network_d'] = dict(NETWORK_D)
+    assert '`teacher.network_d` has no place beside a diffusion model' in refusal(opt)
+
+
 @pytest.mark.parametrize('preset', ['practical', 'faithful'])
 @pytest.mark.parametrize('network_g, message', [
     ({**STUDENT, 'phases': 'a'}, "`network_g.phases` cannot be 'a'"),

@@ -99,6 +99,13 @@ def test_a_pipeline_does_not_teach_super_resolution(tmp_path):
     assert '`teacher.network_g.pretrained` has no LR images' in refusal(opt)
 
 
+def test_there_are_no_lr_images_for_negatives(tmp_path):
+    opt = student_options(tmp_path, save_teacher(tmp_path, TEACHER))
+    opt['train']['contrastive_opt'] = {'negatives': 'in_batch+degraded'}
+    with pytest.raises(OptionError, match='asks for the LR images as negatives'):
+        build_model(opt)
+
+
 @pytest.mark.parametrize('key, value, message', [
     ('datasets.train.type', 'FFHQDataset', 'FFHQDataset gives images, and AdvKDModel makes its own from latents'),
     ('datasets.train.num_style_feat', 10, 'is 10, and `network_g` takes latents of 768 numbers'),

@@ -244,6 +244,19 @@ def test_training_a_discriminator_alone(tmp_path):
     assert not torch.equal(model.net_d.conv0.weight, d_before['conv0.weight'])
 
 
+def test_the_generator_stands_still_in_a_stage_without_its_losses(tmp_path):
+    """Statistics and random depth too, while other stages train it."""
+    options = gan_options(tmp_path, {'stages': [
+        {'name': 'g', 'iters': 2, 'losses': ['pixel']}, {'name': 'd', 'iters': 1, 'losses': [], 'train_d': True},
+        {'name': 'both', 'iters': 97, 'losses': ['pixel', 'gan']}]})
+    model, modes = build(options), []
+    for iteration, data in enumerate(batches(4), 1):
+        model.feed_data(data)
+        model.optimize_parameters(iteration)
+        modes.append(model.net_g.training)
+    assert modes == [True, True, False, True]
+
+
 def test_ema_follows_parameters_and_buffers(tmp_path, monkeypatch):
     """BasicSR leaves the buffers of the EMA network at their initial values."""
     from basicsr.utils.registry import ARCH_REGISTRY

@@ -1,4 +1,7 @@
 """Default layers by architecture, at equal relative depth."""
+import re
+from pathlib import Path
+
 import pytest
 from basicsr.archs import build_network
 from torch import nn
@@ -22,6 +25,37 @@ def test_default_layers(option, expected):
     net = build_network(option).eval()
     assert default_layers(net, 'train.feature_kd_opt') == expected
     assert set(probe(net, layers=expected).taps) == set(expected)  # each exists and is called once
+
+
+BUILT = {'RRDBNet': ('num_block', {'num_feat': 2, 'num_grow_ch': 2}), 'EDSR': ('num_block', {'num_feat': 2}),
+         'SRVGGNetCompact': ('num_conv', {'num_feat': 2}), 'MSRResNet': ('num_block', {'num_feat': 2}),
+         'RCAN': ('num_group', {'num_feat': 16, 'num_block': 1}),
+         'SwinIR': ('depths', {'embed_dim': 6, 'img_size': 8, 'window_size': 4})}
+
+
+def documented():
+    """(architecture, depth, layers) of each example on the page of options."""
+    page = (Path(__file__).parents[2] / 'docs/options.md').read_text()
+    rows = page.split('### Layers of `feature_kd_opt`')[1].split('\n\n### ')[0]
+    for architecture, row in re.findall(r'^\| `(\w+)` \|(.*)', rows, re.M):
+        for depth, layers in re.findall(r'(\d+)[a-z ]*: `([^`]+)`', row):
+            first, *others = layers.split()
+            yield architecture, int(depth), [first, *(first.rpartition('.')[0] + other for other in others)]
+
+
+@pytest.mark.parametrize('architecture, depth, layers', documented())
+def test_the_page_names_the_defaults(architecture, depth, layers):
+    key, option = BUILT[architecture]
+    value = [1] * depth if key == 'depths' else depth
+    heads = {'num_heads': [1] * depth} if key == 'depths' else {}
+    channels = {} if key == 'depths' else {'num_in_ch': 3, 'num_out_ch': 3}
+    net = build_network({'type': architecture, key: value, **option, **heads, **channels})
+    named = default_layers(net, 'train.feature_kd_opt')
+    assert [name for name in named if name.startswith(('body', 'layers'))] == layers
+
+
+def test_all_examples_of_the_page_are_read():
+    assert {architecture for architecture, *_ in documented()} == set(BUILT)
 
 
 def test_default_layers_pair_networks_of_different_depth():

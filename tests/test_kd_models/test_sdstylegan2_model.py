@@ -71,6 +71,14 @@ def test_equals_the_stock_model(tmp_path, distill):
         assert ours_ == stock_
 
 
+def test_filters_are_where_the_networks_are(tmp_path):
+    """BasicSR's are plain tensors, which each call would send to a GPU; no checkpoint has them."""
+    model = build_model(options(tmp_path))
+    for net in (model.net_g, model.net_d, model.net_g_ema):
+        filters = [name for name, _ in net.named_buffers() if name.endswith('.kernel')]
+        assert filters and not set(filters) & set(net.state_dict())
+
+
 def test_the_ema_gets_the_same_latents_mixing_and_noise(tmp_path):
     """While the networks are equal the distance is 0, although noise and mixing are drawn inside them."""
     model = with_noise(build_model(options(tmp_path, {'mixing_prob': 1.0})))

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from kd_cli import prepare
 from kd_utils import options, schema
 from kd_utils.options import (
     OptionError,
@@ -1016,6 +1017,9 @@ def test_workers_and_cpu_prefetch():
     assert '`datasets.train.prefetch_mode: cpu` with no workers' in message and '`num_worker_per_gpu`' in message
 
 
+PERCEPTUAL = {'type': 'PerceptualLoss', 'layer_weights': {'conv3_1': 1}}
+
+
 def adversarial_files() -> dict[str, Any]:
     opt = {**read(SRGAN), 'model_type': 'TestOurModel', 'is_train': True}
     del opt['train']['perceptual_opt']
@@ -1029,6 +1033,10 @@ def adversarial_files() -> dict[str, Any]:
     ('train.stages', [{'name': 'a', 'iters': 400000, 'losses': ['gan'], 'train_d': False}],
      ['nothing trains the discriminator']),
     ('train.self_distill_opt', {'type': 'L1Loss'}, []),
+    ('train.self_distill_opt', {**PERCEPTUAL, 'loss_weight': 0.1, 'perceptual_weight': 0.5}, []),
+    ('train.self_distill_opt', {**PERCEPTUAL, 'perceptual_weight': 0.1},
+     ['`train.self_distill_opt.perceptual_weight` is a factor within PerceptualLoss', 'Write `loss_weight` too']),
+    ('val.flip_seq', True, ['`val.flip_seq` is of video models, and not read by TestOurModel.']),
 ])
 def test_adversarial_refusals(key, value, fragments):
     opt = change(adversarial_files(), key, value)
@@ -1503,6 +1511,18 @@ def test_photos_are_turned_as_opencv_turns_them(files, tmp_path):
     save_image(tmp_path / 'turned.jpg', (40, 20), exif=exif)
     assert options._image_size('key', str(tmp_path / 'turned.jpg')) == (20, 40)
     assert cv2.imread(str(tmp_path / 'turned.jpg')).shape == (40, 20, 3)
+
+
+def test_photos_of_several_pictures_are_turned_too(tmp_path):
+    """MPO, as telephones write it under the name of a JPEG."""
+    import cv2
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.new('RGB', (40, 20))
+    picture.save(tmp_path / 'turned.jpg', format='MPO', save_all=True, append_images=[picture], exif=exif)
+    assert Image.open(tmp_path / 'turned.jpg').format == 'MPO'
+    assert options._image_size('key', str(tmp_path / 'turned.jpg')) == (20, 40)
+    assert prepare._size(tmp_path / 'turned.jpg') == (40, 20) == cv2.imread(str(tmp_path / 'turned.jpg')).shape[:2]
 
 
 @pytest.fixture

@@ -24,6 +24,17 @@ def test_each_side_has_its_own_size():
     torch.testing.assert_close(resize.bicubic(images, (36, 21)), expected, atol=2e-6, rtol=0)
 
 
+def test_in_training_after_inference():
+    """What is kept for a size is of use to a graph, whoever asked for it first."""
+    images = torch.rand(1, 3, 11, 13)
+    with torch.inference_mode():
+        first = resize.bicubic(images, 17)
+    images.requires_grad_(True)
+    second = resize.bicubic(images, 17)
+    second.sum().backward()
+    assert torch.equal(first, second) and images.grad.shape == images.shape
+
+
 @pytest.mark.parametrize('size, padded', [((8, 4), (8, 4)), ((5, 7), (8, 8)), ((1, 9), (4, 12))])
 def test_padding(size, padded):
     images = torch.rand(1, 3, *size)
