@@ -115,14 +115,18 @@ class Adversary:
     def penalize(self, real_images: Tensor, critic: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Adds the gradient of R1, gamma/2 |grad D(y)|^2 times its interval (Mescheder et al. 2018; StyleGAN2).
 
+        A discriminator of patches or pixels has P logits D_p for an image, each a verdict of its own, and gets
+        gamma/2 |grad sum_p D_p(y)|^2 / P: the same gamma does for all sizes of images and phases.
+
         Args:
             real_images: y, (N, C, H, W).
             critic: D, by default the student discriminator.
 
         Returns:
-            |grad D(y)|^2, the mean over the batch.
+            |grad sum_p D_p(y)|^2, the mean over the batch.
         """
         images = real_images.detach().requires_grad_(True)
-        penalty = r1_penalty((critic or self.model.net_d)(images), images)
-        self.model.runtime.backward(self.r1_weight / 2 * penalty * self.r1_every)
+        logits = (critic or self.model.net_d)(images)
+        penalty = r1_penalty(logits, images)
+        self.model.runtime.backward(self.r1_weight / 2 * penalty / logits[0].numel() * self.r1_every)
         return penalty.detach()

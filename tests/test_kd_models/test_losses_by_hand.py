@@ -67,6 +67,21 @@ def test_lazy_r1(tmp_path, linear_d, iteration, applied):
     np.testing.assert_allclose(extra, 10 / 2 * 2 * 2 * linear_d if applied else 0 * linear_d, rtol=1e-3, atol=1e-5)
 
 
+def test_r1_is_per_logit(tmp_path, linear_d, monkeypatch):
+    """Of 12 verdicts on parts of an image each counts as one: |grad sum_p D_p|^2 / 12."""
+    class PatchesD(LinearD):
+        def forward(self, x):
+            return (x.flatten(1) * self.w).unflatten(1, (12, -1)).sum(2)
+
+    monkeypatch.setitem(ARCH_REGISTRY._obj_map, 'PatchesD', PatchesD)
+    log, _, model = losses_of(gan_options(tmp_path, {'r1_reg_weight': 10, 'net_d_reg_every': 1},
+                                          network_d={'type': 'PatchesD'}))
+    _, _, plain = losses_of(gan_options(tmp_path, network_d={'type': 'PatchesD'}))
+    assert log['l_d_r1'] == pytest.approx(float((linear_d**2).sum()), rel=1e-4)
+    extra = (model.net_d.w.grad - plain.net_d.w.grad).numpy()
+    np.testing.assert_allclose(extra, 10 / 2 * 2 * linear_d / 12, rtol=1e-3, atol=1e-5)
+
+
 def test_pixel_and_response(tmp_path):
     teacher = save_teacher(tmp_path)
     options = {'pixel_opt': {'type': 'MSELoss', 'loss_weight': 2.0},
