@@ -2,6 +2,9 @@
 
     python docs/results/sdgan/stability.py
 """
+# ruff: noqa: I001
+import kd_models  # noqa: F401  first: it makes basicsr importable
+
 import json
 import re
 from pathlib import Path
@@ -13,7 +16,6 @@ from basicsr.archs import build_network
 from basicsr.metrics.niqe import calculate_niqe
 from basicsr.utils import img2tensor, tensor2img
 
-import kd_models  # noqa: F401  first: it makes basicsr importable
 from kd_utils import checkpoint
 
 WEIGHTS, SEEDS, FIRST = ('0', '0.1', '0.316', '1'), range(3), 400
