@@ -13,7 +13,8 @@ import torch
 from basicsr.utils import get_root_logger
 from basicsr.utils.matlab_functions import imresize
 
-logging.getLogger('basicsr').setLevel(logging.ERROR)
+# made now, else its stream is the captured stderr of the first test that logs, which is closed with that test
+get_root_logger().setLevel(logging.ERROR)
 
 
 @pytest.fixture(autouse=True, scope='session')
