@@ -71,9 +71,12 @@ def _channels(out_size: int, channel_multiplier: int, narrow: float) -> dict[int
 
 
 def filters_as_buffers(net: nn.Module) -> None:
-    """Lets the filters of BasicSR's layers, plain tensors, move with the network: else each call copies them there."""
+    """Lets the filters of BasicSR's layers, plain tensors, move with the network: else each call copies them there.
+
+    Called again, it finds nothing to do.
+    """
     for module in net.modules():
-        if isinstance(module, (UpFirDnUpsample, UpFirDnDownsample, UpFirDnSmooth)):
+        if isinstance(module, (UpFirDnUpsample, UpFirDnDownsample, UpFirDnSmooth)) and 'kernel' in module.__dict__:
             kernel = module.__dict__.pop('kernel')
             module.register_buffer('kernel', kernel, persistent=False)
 

@@ -29,6 +29,7 @@ from kd_models.terms import TERMS, PhaseKDTerm, Term
 from kd_models.unconditional import OptionallyUnconditionalModel
 from kd_utils.options import OptionError
 from kd_utils.resize import bicubic
+from kd_utils.rng import own_random_numbers
 from kd_utils.schema import arch_of, get, is_another, require
 
 # What `train.preset` writes where the YAML is silent.
@@ -176,7 +177,7 @@ class AdvKDModel(OptionallyUnconditionalModel):
         if self.target == 'x0' and self.taps[0] == 0:
             raise OptionError('`train.target: x0`: the first phase is taught by the noise X_0, which is no estimate of '
                               f'an image. Write `xt`, or `network_g.phases: {len(self.taps) - 1}` or less.')
-        with self._own_random_numbers():
+        with own_random_numbers(self.device):
             self.aux['phase_heads'] = self.net_g.phase_heads().to(self.device)
         return super()._build_terms()
 

@@ -139,7 +139,7 @@ class DistillationModel(ValidatedModel):
         self._build_ema(train_opt.get('ema_decay', 0))
         if self.opt.get('network_d'):
             self._build_discriminator()
-        with self._own_random_numbers():
+        with own_random_numbers(self.device):
             if self.opt.get('teacher'):
                 self.teacher = Teacher(self.opt['teacher'], self.device)
         if is_degrading(self.opt):
@@ -193,7 +193,7 @@ class DistillationModel(ValidatedModel):
             if self.cache and 'teacher_features' in term.needs:
                 raise OptionError(f'`train.{name}_opt` compares feature maps of the teacher, and `teacher.cache` has '
                                   'only its images. Take one of the two out.')
-            with nullcontext() if name in STOCK else self._own_random_numbers():
+            with nullcontext() if name in STOCK else own_random_numbers(self.device):
                 option = {'type': term.default_type, **option}
                 own = {key: option.pop(key) for key in TERM_KEYS.get(name, ()) if key in option}
                 terms[name] = term(name, self._build_criterion(name, option), self, **own)
@@ -201,7 +201,7 @@ class DistillationModel(ValidatedModel):
         self.cri_feature_kd_d: Any = None
         if train_opt.get('feature_kd_d_opt') is not None:
             option = {'type': TERMS['feature_kd'].default_type, **train_opt['feature_kd_d_opt']}
-            with self._own_random_numbers():
+            with own_random_numbers(self.device):
                 self.cri_feature_kd_d = self._build_criterion('feature_kd_d', option)
         self.cri_gan: Any = terms['gan'].criterion if 'gan' in terms else None
         return terms
@@ -265,9 +265,6 @@ class DistillationModel(ValidatedModel):
     def _channels(self) -> int:
         names = ('num_in_ch', 'in_chans', 'in_channels')  # as BasicSR's networks call them
         return next((self.opt['network_g'][name] for name in names if name in self.opt['network_g']), 3)
-
-    def _own_random_numbers(self) -> Any:
-        return own_random_numbers(self.device)
 
     def trained(self) -> dict[str, nn.Module]:
         """Everything that an optimizer updates, by name."""

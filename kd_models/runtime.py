@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
 
+from kd_arch.gcfsr_arch import filters_as_buffers
 from kd_models.guard import Buffers, Guard
 
 # Optimizers whose fused kernel updates nothing where a flag on the device says so. That of SGD leaves its momentum
@@ -50,7 +51,8 @@ class Runtime:
         return torch.ones((), dtype=torch.bool, device=self.device)
 
     def place(self, net: nn.Module) -> nn.Module:
-        """Moves a network to the device."""
+        """Moves a network to the device, with StyleGAN2's filters."""
+        filters_as_buffers(net)
         return net.to(self.device)
 
     def optimizer_options(self, name: str) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from basicsr.utils import tensor2img
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 from torch import Tensor
 
-from kd_arch.gcfsr_arch import filters_as_buffers
 from kd_models.degradation import USM_KEYS
 from kd_models.distillation_model import DistillationModel
 from kd_models.step import Step
@@ -122,9 +121,6 @@ class SDStyleGAN2Model(DistillationModel):
     def init_training_settings(self) -> None:
         """The base's, and the state of the path length regularisation."""
         super().init_training_settings()
-        for net in (self.net_g, self.net_d, *([self.net_g_ema] if self.ema_decay > 0 else [])):
-            filters_as_buffers(net)
-            self.runtime.place(net)
         self.mean_path_length: Tensor | float = 0
 
     def lq_size(self) -> tuple[int, ...]:  # type: ignore[override]

@@ -6,3 +6,9 @@ train() {  # option file, name [key=value ...]: a training, unless it is there a
   [ -e "experiments/$name/models/net_g_latest.pth" ] && return
   python "${script:-train.py}" -opt "$file" --force_yml "name=$name" "$@"
 }
+
+arm() {  # arm, seed [key=value ...]: a training by the file `student`, named with `prefix`, if that is set
+  local name=${prefix:-}$1_s$2 seed=$2
+  shift 2
+  train "$student" "$name" "manual_seed=$seed" "$@"
+}

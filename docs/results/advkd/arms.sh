@@ -3,13 +3,9 @@
 # docs/results/advkd/arms.sh
 set -eu
 here=docs/results/advkd
+student=$here/student_x4.yml
+prefix=phases_
 . docs/results/train.sh
-
-arm() {  # name seed [key=value ...]
-  local name=phases_$1_s$2 seed=$2
-  shift 2
-  train $here/student_x4.yml "$name" "manual_seed=$seed" "$@"
-}
 
 no_gan=('train:gan_opt=~' 'network_d=~' 'train:optim_d=~')
 response=('train:phase_kd_opt=~' network_g:noise=zero 'train:response_kd_opt={type: L1Loss, loss_weight: 1.0}')

@@ -3,13 +3,9 @@
 # faces.sh: docs/results/gcfsr/arms.sh
 set -eu
 here=docs/results/gcfsr
+student=$here/sdakd_gcfsr_64_quarter.yml
+prefix=face_
 . docs/results/train.sh
-
-arm() {  # name seed [key=value ...]
-  local name=$1_s$2 seed=$2
-  shift 2
-  train $here/sdakd_gcfsr_64_quarter.yml "face_$name" "manual_seed=$seed" "$@"
-}
 
 alone=('teacher=~' 'train:feature_kd_opt=~' 'train:feature_kd_d_opt=~' 'train:stages=[
   {name: supervised, iters: 200, losses: [pixel, perceptual]},

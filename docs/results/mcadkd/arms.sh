@@ -3,13 +3,8 @@
 set -eu
 here=docs/results/mcadkd
 script=$here/train.py
+student=$here/mcadkd_edsr16_x2.yml
 . docs/results/train.sh
-
-arm() {  # name seed [key=value ...]
-  local name=$1_s$2 seed=$2
-  shift 2
-  train $here/mcadkd_edsr16_x2.yml "$name" "manual_seed=$seed" "$@"
-}
 
 no_gan=('train:gan_opt=~' 'train:optim_d=~' 'network_d=~')
 no_contrast='train:contrastive_opt=~'

@@ -3,14 +3,8 @@
 # project: docs/results/sdakd/arms.sh
 set -eu
 here=docs/results/sdakd
+student=$here/sdakd_compact16_x4.yml
 . docs/results/train.sh
-
-arm() {  # name seed [key=value ...]
-  local name=$1_s$2 seed=$2
-  shift 2
-  train $here/sdakd_compact16_x4.yml "$name" "manual_seed=$seed" \
-    "path:pretrain_network_g=experiments/supervised_s$seed/models/net_g_latest.pth" "$@"
-}
 
 alone=('teacher=~' 'train:feature_kd_opt=~' 'train:feature_kd_d_opt=~' 'train:stages=[
   {name: supervised, iters: 500, losses: [pixel, perceptual]},
@@ -22,8 +16,9 @@ train $here/teacher_discriminator_compact64_x4.yml teacher_discriminator_compact
 for seed in 0 1 2; do
   train $here/supervised_compact16_x4.yml "supervised_s$seed" "manual_seed=$seed" \
     "path:pretrain_network_g=experiments/start/$seed.pth"
-  arm sdakd $seed
-  arm student_d $seed "${alone[@]}"
-  arm generator_only $seed "${features_of_g[@]}"
-  arm full_d $seed "${alone[@]}" network_d:num_feat=64
+  start=path:pretrain_network_g=experiments/supervised_s$seed/models/net_g_latest.pth
+  arm sdakd $seed $start
+  arm student_d $seed $start "${alone[@]}"
+  arm generator_only $seed $start "${features_of_g[@]}"
+  arm full_d $seed $start "${alone[@]}" network_d:num_feat=64
 done
