@@ -30,19 +30,24 @@ class ValidatedModel(SRModel):
 
     Attributes:
         adapter: How the generator is called.
-        teacher: The frozen networks, None where there are none.
+        teachers: The frozen networks by name, `teacher` for that of the section `teacher`.
         validated: The last training iteration that was validated, `iter`, and its `metrics` by set and name.
         interrupted: Asked before each image; a validation that is interrupted is not reported, and not `validated`.
     """
     net_g: Any
     adapter: Adapter
-    teacher: Teacher | None
+    teachers: dict[str, Teacher]
     validated: dict[str, Any]
 
     def __init__(self, opt: dict[str, Any]) -> None:
         self.validated = {}
         self.interrupted: Callable[[], bool] = lambda: False
         super().__init__(opt)
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The teacher of the section `teacher`; None where there is none."""
+        return self.teachers.get('teacher')
 
     def test(self) -> None:
         """`self.output` from `self.lq`, by the EMA generator where there is one."""
@@ -105,8 +110,7 @@ class ValidatedModel(SRModel):
     def _reference(self, source: str) -> np.ndarray | None:
         if source == 'gt':
             return tensor2img([self.gt.cpu()]) if hasattr(self, 'gt') else None
-        assert self.teacher is not None
-        return tensor2img([self.teacher.generate(self.lq)[0].cpu()])
+        return tensor2img([self.teachers[source].generate(self.lq)[0].cpu()])
 
     def _image_path(self, dataset: str, name: str, current_iter: int | str) -> str:
         root = self.opt['path']['visualization']

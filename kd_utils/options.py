@@ -29,6 +29,7 @@ from kd_utils.schema import (
     Options,
     check_options,
     closest,
+    crop_size,
     get,
     is_foreign,
     is_from,
@@ -37,10 +38,12 @@ from kd_utils.schema import (
     registered,
     require,
     teacher_cache,
+    teacher_caches,
 )
 
 __all__ = ['OptionError', 'apply_aliases', 'check_face', 'check_files', 'check_options', 'find_option_file',
-           'load_yaml', 'nearest', 'parse_options', 'parse_yaml', 'teacher_cache']
+           'Options', 'crop_size', 'load_yaml', 'nearest', 'parse_options', 'parse_yaml', 'teacher_cache',
+           'teacher_caches']
 
 # Other projects' names for what is here: key -> key. Applied to the models of this package only.
 ALIASES: dict[str, str] = {

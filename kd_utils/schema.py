@@ -192,7 +192,6 @@ TRAIN: Table = {
     'gan_mode': 'standard|relativistic', 'net_d_iters': 'size', 'net_d_init_iters': 'count', 'net_d_reg_every': 'size',
     'r1_reg_weight': 'weight', 'grad_clip': 'ratio?', 'max_bad_steps': 'size',
 }
-# Keys of <name>_opt that the model reads, not the class of the loss.
 TERM_KEYS: dict[str, Table] = {
     'self_distill': {'loss_weight': 'weight', 'augment': 'bool', 'start_iter': 'count'},
 }
@@ -382,7 +381,7 @@ def is_from(packages: Iterable[str], factory: Any) -> bool:
 
 def needs_of(opt: Options) -> dict[str, tuple[str, ...]]:
     """NEEDS with those that the model's class adds, as `needs`."""
-    return {**NEEDS, **getattr(registered(MODEL_REGISTRY).get(opt.get('model_type', '')), 'needs', {})}
+    return {**NEEDS, **getattr(registered(MODEL_REGISTRY).get(opt.get('model_type', '')), 'requires', {})}
 
 
 def measures_teacher(opt: Options) -> bool:
@@ -405,6 +404,17 @@ def teacher_cache(opt: Options) -> str | None:
     train = opt.get('train') or {}
     read = any('teacher' in needs and train.get(f'{name}_opt') is not None for name, needs in needs_of(opt).items())
     return get(opt, 'teacher.cache') if read and not is_foreign(opt.get('model_type')) else None
+
+
+def teacher_caches(opt: Options) -> dict[str, str]:
+    """Teacher -> the folder of its stored images."""
+    folder = teacher_cache(opt)
+    return {'teacher': folder} if folder else {}
+
+
+def crop_size(opt: Options) -> int:
+    """Side of a ground truth in training; that of a 64x64 LR crop for a dataset that does not tell."""
+    return get(opt, 'datasets.train.gt_size') or opt.get('gt_size') or 64 * opt.get('scale', 1)
 
 
 def _fits(kind: str, value: Any) -> bool:
