@@ -105,8 +105,8 @@ def _take_out(path: Path, base: Path, options: Options, key: str) -> None:
         section = section.get(parent) if isinstance(section, dict) else None
     if not isinstance(section, dict) or last not in section:
         hint = nearest(last, section) if isinstance(section, dict) else ''
-        raise OptionError(f'{path}: `without` names `{key}`, which its `base`, {base}, does not have.{hint} Correct the '
-                          'key, or take it out of the list.')
+        raise OptionError(f'{path}: `without` names `{key}`, which its `base`, {base}, does not have.{hint} Correct '
+                          'the key, or take it out of the list.')
     del section[last]
 
 
