@@ -420,10 +420,11 @@ def test_the_cases_are_the_recorded_ones():
 @pytest.mark.parametrize('name', CASES)
 def test_six_iterations_give_the_recorded_bits(name, record, tmp_path):
     with prepared():
-        assert differences(record[name], uninterrupted(name, tmp_path)) == []
+        other = differences(record[name], uninterrupted(name, tmp_path))
         if name in RESUMED:
-            assert differences({**record[name], 'logs': record[name]['logs'][MIDDLE:]},
-                               resumed(name, tmp_path)) == [], 'after a resume in the middle'
+            second_half = {**record[name], 'logs': record[name]['logs'][MIDDLE:]}
+            other += [f'after the resume: {text}' for text in differences(second_half, resumed(name, tmp_path))]
+    assert not other, '\n' + '\n'.join(other)
 
 
 def main() -> None:
