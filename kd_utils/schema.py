@@ -157,7 +157,7 @@ DEGRADATION: Table = {
     'poisson_scale_range2': 'range', 'gray_noise_prob2': 'prob', 'jpeg_range2': 'quality', 'gt_size': 'size',
 }
 REAL_ESRGAN: Table = {
-    **DEGRADATION, 'high_order_degradation': 'bool', 'queue_size': 'size',
+    **DEGRADATION, 'high_order_degradation': 'bool', 'degradation': 'exact|fast', 'queue_size': 'size',
     'gt_usm': 'bool', 'l1_gt_usm': 'bool', 'percep_gt_usm': 'bool', 'gan_gt_usm': 'bool',
 }
 
@@ -654,7 +654,7 @@ class _Checker:
         if name in ('RealESRGANModel', 'RealESRNetModel') and self.training and not self.opt['num_gpu']:
             self.refuse(f'{name} of BasicSR needs a GPU. Set `model_type: DistillationModel`, which does the same on '
                         'any device.')
-        for key in ('teacher', 'val.self_ensemble', 'logger.keep_last', 'logger.keep_best', *keys):
+        for key in ('teacher', 'degradation', 'val.self_ensemble', 'logger.keep_last', 'logger.keep_best', *keys):
             if get(self.opt, key) is not None:
                 self.refuse(f'`{key}` is not read by {self.opt["model_type"]}, which is BasicSR\'s own. '
                             f'Set `model_type: DistillationModel`, or take `{key}` out.')
@@ -1145,7 +1145,7 @@ class _Rules:
             self.warnings.append('`ema: fresh` of a stage is of no use without `train.ema_decay`.')
         if get(self.opt, 'datasets.train.type') != 'RealESRGANDataset':
             self.warnings += [f'`{key}` is of no use: it belongs to the degradation of a RealESRGANDataset.'
-                              for key in ('queue_size', 'gt_usm') if key in self.opt]
+                              for key in ('degradation', 'queue_size', 'gt_usm') if key in self.opt]
         if self.train.get('ema_ramp_up') and not self.train.get('ema_decay'):
             self.warnings.append('`train.ema_ramp_up` is of no use without `train.ema_decay`.')
         if self.opt.get('teacher') and not asked:
