@@ -6,16 +6,16 @@ import pytest
 import torch
 from basicsr.data.degradations import random_add_gaussian_noise_pt, random_add_poisson_noise_pt
 from basicsr.utils import USMSharp
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_data.draws import seed_everything
 from kd_models.degradation import FastDegradation, build_degradation
 from kd_models.synthesis import SeparableUSM, Synthesis, _noisy, _Order
+from tests.support import Operations
 from tests.test_kd_models.test_degradation import DEGRADATION, synthetic
 
 CPU = torch.device('cpu')
-# Nothing is left to chance but the mode of the last resizing, and whether JPEG comes before it or after it.
-PLAIN = {**DEGRADATION, 'resize_prob': [0, 0, 1], 'resize_prob2': [0, 0, 1], 'gaussian_noise_prob': 1,
+# Nothing is left to chance but scales and modes, and whether JPEG comes before the last resizing or after it.
+PLAIN = {**DEGRADATION, 'resize_prob': [0, 1, 0], 'resize_prob2': [0, 1, 0], 'gaussian_noise_prob': 1,
          'gaussian_noise_prob2': 1, 'noise_range': [0, 0], 'noise_range2': [0, 0], 'jpeg_range': [40, 40],
          'jpeg_range2': [60, 60], 'scale': 2, 'gt_size': 48, 'is_train': True}
 
@@ -41,7 +41,10 @@ def test_sharpening_equals_basicsrs():
 @pytest.mark.parametrize('blurs', [0, 1])
 def test_the_steps_are_basicsrs(monkeypatch, blurs):
     """Where nothing is random but the order of the last steps, either order gives BasicSR's image."""
+    drawn = np.random.uniform
     monkeypatch.setattr(random, 'choice', lambda modes: 'bicubic')
+    monkeypatch.setattr(random, 'uniform', lambda *bounds: bounds[0])  # of the scales
+    monkeypatch.setattr(np.random, 'uniform', lambda *bounds: bounds[0] if bounds else drawn())
     opt = {**PLAIN, 'second_blur_prob': blurs, 'queue_size': 200}
     item = {**next(synthetic(1)), 'gt': photo(height=48)}
     found = {}
@@ -116,19 +119,6 @@ def test_it_is_a_function_of_the_seed():
     assert torch.equal((made[0] * 255).round() / 255, made[0])
 
 
-class _Reads(TorchDispatchMode):
-    """Counts what makes the CPU wait for a device: scalars and shapes that depend on values."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
-        if any(name in str(operation) for name in ('_local_scalar_dense', 'unique', 'nonzero', 'masked_select')):
-            self.seen.append(str(operation))
-        return operation(*arguments, **(keywords or {}))
-
-
 def test_no_device_is_waited_for():
     """Nothing is read back, in filling the pool and beyond it; BasicSR's own does, so that the count can fail."""
     opt = {**DEGRADATION, 'scale': 2, 'is_train': True}
@@ -137,10 +127,10 @@ def test_no_device_is_waited_for():
     for how in ('exact', 'fast'):
         seed_everything(0)
         degradation = build_degradation({**opt, 'degradation': how}, CPU)
-        with _Reads() as reads:
+        with Operations() as operations:
             for item in data:
                 degradation({name: value.clone() for name, value in item.items()})
-        counts[how] = len(reads.seen)
+        counts[how] = len(operations.reads)
     assert counts['fast'] == 0 < counts['exact']
 
 
