@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import rgb_to_grayscale
 
 RADIUS = 25  # of the blur in unsharp masking
+KERNEL = 21  # side of RealESRGANDataset's kernels
 MODES = ('area', 'bilinear', 'bicubic')
 
 
@@ -102,11 +103,17 @@ class Synthesis:
     Args:
         opt: Real-ESRGAN's keys, and `scale`.
         device: Where images are degraded.
+
+    Attributes:
+        smallest: The shortest side of images that blurring by reflection can be sure of.
     """
 
     def __init__(self, opt: dict[str, Any], device: torch.device) -> None:
         self.opt = opt
         self.device = device
+        blurred = KERNEL // 2 + 1  # the shortest side, after the first resizing and at the end
+        self.smallest = max(RADIUS + 1, blurred * opt['scale'], int(blurred / min(opt['resize_range'][0], 1)) + 1,
+                            int(opt['scale'] / min(opt['resize_range2'][0], 1)) + 1)
         # a copy, since all DiffJPEG of a process share their tables, which would move along
         self._jpeg_codec = deepcopy(DiffJPEG(differentiable=False)).to(device)
 
