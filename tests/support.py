@@ -10,7 +10,6 @@ from basicsr.archs import build_network
 from basicsr.models import build_model
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_data.draws import seed_everything
 from kd_models.distillation_model import DistillationModel
@@ -31,26 +30,6 @@ GAN_YAML = {'network_d': dict(UNET),
 GCFSR = {'type': 'GCFSR', 'out_size': 32, 'narrow': 1 / 64, 'num_style_feat': 8, 'cond_norm': 8}
 GCFSR_TEACHER = {**GCFSR, 'narrow': 1 / 32}
 GCFSR_D = {'type': 'GCFSRDiscriminator', 'out_size': 32, 'narrow': 1 / 64}
-
-
-class Operations(TorchDispatchMode):
-    """Counts what torch is asked to do inside the context.
-
-    Attributes:
-        count: Operations.
-        reads: Names of those that make the CPU wait for a device: values, and shapes that depend on values.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.count, self.reads = 0, []
-
-    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
-        name = str(operation)
-        self.count += 1
-        if any(word in name for word in ('_local_scalar_dense', 'unique', 'nonzero', 'masked_select')):
-            self.reads.append(name)
-        return operation(*arguments, **(keywords or {}))
 
 
 def face_set(folder) -> dict:

@@ -7,9 +7,9 @@ import torch
 from torch import multiprocessing
 from torch.nn import functional as F
 
+from benchmarks.operations import Operations
 from kd_losses.contrastive_loss import MultiScaleContrastiveLoss, Temperature, _crops
 from kd_utils.options import OptionError
-from tests.support import Operations
 
 
 def images(count=4, size=24, seed=0):

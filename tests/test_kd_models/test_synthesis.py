@@ -7,10 +7,10 @@ import torch
 from basicsr.data.degradations import random_add_gaussian_noise_pt, random_add_poisson_noise_pt
 from basicsr.utils import USMSharp
 
+from benchmarks.operations import Operations
 from kd_data.draws import seed_everything
 from kd_models.degradation import FastDegradation, build_degradation
 from kd_models.synthesis import SeparableUSM, Synthesis, _noisy, _Order
-from tests.support import Operations
 from tests.test_kd_models.test_degradation import DEGRADATION, synthetic
 
 CPU = torch.device('cpu')
