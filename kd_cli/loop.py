@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import yaml
-from basicsr.data import build_dataloader, build_dataset
+from basicsr.data import build_dataloader
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher
 from basicsr.models import build_model
 from basicsr.test import test_pipeline as stock_test_pipeline
@@ -47,6 +47,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from kd_cli import processes
 from kd_cli.resume import find_resume_state, remove_unfinished, set_aside_later
 from kd_cli.stopping import IgnoringSignals, Stopped, StopRequest, announce
+from kd_data.building import build_dataset
 from kd_data.draws import DrawSampler, SeededDraws, seed_everything
 from kd_data.teacher_cache import TeacherCache
 from kd_models.distillation_model import DistillationModel

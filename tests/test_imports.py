@@ -19,7 +19,7 @@ STORIES = (
     ('forwards', 'terms', 'report', 'alarm', 'phases'),
     ('training', 'phase_adversary'),
     ('adversary', ),
-    ('features', 'stages', 'runtime', 'teacher', 'step', 'pairing', 'probe', 'taps', 'adapters', 'degradation', 'guard',
+    ('features', 'stages', 'runtime', 'teacher', 'step', 'pairing', 'probe', 'taps', 'adapters', 'degradation', 'synthesis', 'guard',
      'retention', 'ema'),
 )
 
