@@ -13,6 +13,7 @@ missing. A hidden file in each output folder records how its images were made; o
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import os
@@ -409,9 +410,9 @@ def _run(args: argparse.Namespace) -> int:
     if args.command == 'subimages':
         return make_subimages(args.src, args.dst, args.size, args.step, args.thresh, args.workers)
     if args.command == 'degrade':
-        from kd_cli.degrade import make_degraded  # the other commands need no torch
-        return make_degraded(args.src, args.dst, args.recipe, args.scale, args.copies, args.seed, args.hr_out,
-                             args.workers)
+        degrade = importlib.import_module('kd_cli.degrade')  # only now: the other commands start without torch
+        return degrade.make_degraded(args.src, args.dst, args.recipe, args.scale, args.copies, args.seed, args.hr_out,
+                                     args.workers)
     if args.command == 'lmdb':
         return make_lmdb(args.src, args.dst)
     return make_photos(args.dst, args.scale)
