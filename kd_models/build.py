@@ -213,23 +213,26 @@ def build_optimizers(training: Training, terms: Mapping[str, Term]) -> None:
     of_generator = {name: term for name, term in terms.items() if term.side == 'generator'}
     training.stages = Stages(train_opt, list(of_generator),
                              [name for name, term in of_generator.items() if term.reads_features])
-    training.optimizers.append(_build_optimizer('g', training.net_g, training))
+    factors = {name: term.lr_factor for name, term in terms.items()}
+    training.optimizers.append(_build_optimizer('g', training.net_g, training, factors))
     if training.trains_discriminator:
-        training.optimizers.append(_build_optimizer('d', training.net_d, training))
+        training.optimizers.append(_build_optimizer('d', training.net_d, training, factors))
     ema = [training.net_g_ema] if training.net_g_ema is not None else []
     runtime.synchronize(*training.trained.values(), *ema)
     for label, optimizer, net in zip('gd', training.optimizers, (training.net_g, training.net_d), strict=False):
-        runtime.protect(f'net_{label}', optimizer, net, *training.aux_of(label))
+        runtime.protect(f'net_{label}', optimizer, net, *training.aux_of(label).values())
 
 
-def _build_optimizer(label: str, net: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """One group for the network, and one for each of its training-only modules."""
+def _build_optimizer(label: str, net: nn.Module, training: Training,
+                     factors: Mapping[str, float]) -> torch.optim.Optimizer:
+    """One group for the network, and one for each of its training-only modules at its multiple of the rate."""
     option = dict(training.opt['train'][f'optim_{label}'])
     if 'betas' in option:
         option['betas'] = [float(beta) for beta in option['betas']]  # PyTorch refuses [0, 0.99]
-    modules = [net, *training.aux_of(label)]
-    groups: list[dict[str, Any]] = [{'params': [p for p in module.parameters() if p.requires_grad]}
-                                    for module in modules]
+    groups: list[dict[str, Any]] = [{'params': [p for p in net.parameters() if p.requires_grad]}]
+    for name, module in training.aux_of(label).items():
+        rate = {'lr': option['lr'] * factors[name]} if factors.get(name, 1) != 1 else {}
+        groups.append({'params': [p for p in module.parameters() if p.requires_grad], **rate})
     try:
         name = option.pop('type')
         optimizer = getattr(torch.optim, name)(groups, **{**training.runtime.optimizer_options(name), **option})

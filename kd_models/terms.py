@@ -37,6 +37,7 @@ class Term:
         requires: The options without which it cannot be computed.
         option_keys: The keys of `<name>_opt` that the term itself takes, by kind of value (kd_utils/schema).
         starts: The first iteration in which it is on.
+        lr_factor: The learning rate of its trainable criterion, as a multiple of that of its side's network.
     """
     default_type: ClassVar[str | None] = None
     side: ClassVar[str] = 'generator'
@@ -45,6 +46,7 @@ class Term:
     requires: ClassVar[tuple[str, ...]] = ()
     option_keys: ClassVar[Mapping[str, str]] = {}
     starts = 1
+    lr_factor = 1.
 
     def __init__(self, name: str, criterion: Any, training: Training, *, teacher: str = 'teacher') -> None:
         self.name = name
@@ -204,8 +206,32 @@ class FeatureTerm(TeacherTerm):
 
 
 class FeatureKDTerm(FeatureTerm):
-    """l_g_feature_kd: the student's feature maps, through their adaptors, against the teacher's."""
+    """l_g_feature_kd: the student's feature maps, through their adaptors, against the teacher's.
+
+    Logs `feature_kd_r2`, how much of the teacher's maps the adaptors reproduce, where the class tells it.
+
+    Args:
+        adaptor_lr: The adaptors' learning rate as a multiple of that of `optim_g` (or `optim_d`).
+        adaptor_warmup: In so many first iterations of each stage only the adaptors learn from this loss.
+    """
     default_type = 'MLPFeatureLoss'
+    option_keys = {**TeacherTerm.option_keys, 'adaptor_lr': 'ratio', 'adaptor_warmup': 'count'}
+
+    def __init__(self, name: str, criterion: Any, training: Training, *, adaptor_lr: float = 10.,
+                 adaptor_warmup: int = 0, **keys: Any) -> None:
+        super().__init__(name, criterion, training, **keys)
+        self.lr_factor, self.warmup = adaptor_lr, adaptor_warmup
+
+    def __call__(self, step: Step) -> dict[str, Tensor]:
+        logs = super().__call__(step)
+        explained = getattr(self.criterion, 'explained', None)
+        return logs if explained is None else {**logs, f'{self.name}_r2': explained}
+
+    def distance(self, step: Step) -> Tensor:
+        student = step.features['student']
+        if step.iteration - step.stage.start < self.warmup:
+            student = {layer: maps.detach() for layer, maps in student.items()}
+        return self.compare(student, step.features[self.teacher])
 
 
 class FeatureAffinityTerm(FeatureTerm):
@@ -217,7 +243,7 @@ class FeatureKDOfDiscriminatorTerm(FeatureKDTerm):
     """l_d_feature_kd: the same between the two discriminators, half of it on real images, half on generated ones."""
     side = 'discriminator'
     requires = ('network_d', 'teacher.network_d')
-    option_keys = {}
+    option_keys = {'adaptor_lr': 'ratio'}
 
 
 class FeatureAffinityOfDiscriminatorTerm(FeatureAffinityTerm):

@@ -78,6 +78,6 @@ class Training:
         """Whether there is an optimizer for it, in any of the stages."""
         return self.net_d is not None and bool(self.opt['train'].get('optim_d'))
 
-    def aux_of(self, label: str) -> list[nn.Module]:
-        """The training-only modules that `optim_g` or `optim_d` updates, by the label `g` or `d`."""
-        return [aux for name, aux in self.aux.items() if (name in self.aux_d) == (label == 'd')]
+    def aux_of(self, label: str) -> dict[str, nn.Module]:
+        """The training-only modules that `optim_g` or `optim_d` updates, for the label `g` or `d`."""
+        return {name: aux for name, aux in self.aux.items() if (name in self.aux_d) == (label == 'd')}

@@ -62,7 +62,8 @@ def test_everything_learns_and_the_teacher_does_not(tmp_path, order, mode):
         assert_equal_weights(weights(net), old)
         assert not any(module.training for module in net.modules())
         assert all(p.grad is None and not p.requires_grad for p in net.parameters())
-    assert set(logs[-1]) == {'l_g_pix', 'l_g_ldl', 'l_g_gan', 'l_g_response_kd', 'l_g_feature_kd', 'l_d_real',
+    assert set(logs[-1]) == {'l_g_pix', 'l_g_ldl', 'l_g_gan', 'l_g_response_kd', 'l_g_feature_kd', 'feature_kd_r2',
+                             'l_d_real',
                              'l_d_fake', 'l_d_feature_kd', 'l_d_r1', 'out_d_real', 'out_d_fake'}
     assert all(math.isfinite(value) for value in logs[-1].values())
 
@@ -137,8 +138,9 @@ def test_stages(tmp_path, monkeypatch):
     assert counts == [(0, 0), (0, 0), (1, 2), (2, 4), (3, 7), (4, 10)]
     kd_d = {'l_d_real', 'l_d_fake', 'out_d_real', 'out_d_fake', 'l_d_feature_kd'}
     assert [log.pop('stage') for log in logs] == [1, 1, 2, 2, 3, 3]
-    assert [set(log) for log in logs] == [{'l_g_pix'}] * 2 + [{'l_g_pix', 'l_g_feature_kd', *kd_d}] * 2 \
-        + [{'l_g_pix', 'l_g_feature_kd', 'l_g_gan', *kd_d}] * 2
+    assert [set(log) for log in logs] == [{'l_g_pix'}] * 2 \
+        + [{'l_g_pix', 'l_g_feature_kd', 'feature_kd_r2', *kd_d}] * 2 \
+        + [{'l_g_pix', 'l_g_feature_kd', 'feature_kd_r2', 'l_g_gan', *kd_d}] * 2
 
 
 def _counted(forward, calls):

@@ -60,13 +60,16 @@ RECORD = Path(__file__).with_name('golden.json')
 ITERATIONS = 6
 MIDDLE = 3
 TEACHER_D = {**UNET, 'num_feat': 6}
-FEATURE_KD = {'feature_kd_opt': {'type': 'MLPFeatureLoss', 'loss_weight': 0.5}}
-FEATURE_KD_D = {'feature_kd_d_opt': {'type': 'MLPFeatureLoss', 'loss_weight': 0.5}}
+FEATURE_KD = {'feature_kd_opt': {'type': 'MLPFeatureLoss', 'loss_weight': 0.5, 'normalize': 'none', 'adaptor_lr': 1}}
+FEATURE_KD_D = {'feature_kd_d_opt': {'type': 'MLPFeatureLoss', 'loss_weight': 0.5, 'normalize': 'none',
+                                     'adaptor_lr': 1}}
 RESPONSE = {'response_kd_opt': {'type': 'L1Loss', 'loss_weight': 0.5}}
 LDL = {'ldl_opt': {'type': 'L1Loss', 'loss_weight': 0.5}, 'ema_decay': 0.9}
 R1 = {'r1_reg_weight': 10, 'net_d_reg_every': 2}
 PERCEPTUAL = {'perceptual_opt': {'type': 'PerceptualLoss', 'layer_weights': {'conv1_2': 0.1, 'conv2_2': 1.0},
                                  'perceptual_weight': 1.0, 'style_weight': 0.5}}
+# as SDAKDModel had them by itself when the bits were recorded
+FEATURE_KD_1 = {key: {**option, 'loss_weight': 1.0} for key, option in {**FEATURE_KD, **FEATURE_KD_D}.items()}
 STAGES = [{'name': 'supervised', 'iters': 2, 'losses': ['pixel']},
           {'name': 'distill', 'iters': 2, 'losses': ['pixel', 'feature_kd'], 'train_d': True},
           {'name': 'adversarial', 'iters': 2, 'losses': ['pixel', 'feature_kd', 'gan'], 'weights': {'pixel': 0.5}}]
@@ -164,7 +167,7 @@ def lsgan(folder):
 
 def sdakd(folder, second=None, third=None, losses=None):
     stages = [STAGES[0], {**STAGES[1], **(second or {})}, {**STAGES[2], **(third or {})}]
-    losses = {'ema_decay': 0.9, 'stages': stages, 'total_iter': ITERATIONS, **(losses or {})}
+    losses = {**FEATURE_KD_1, 'ema_decay': 0.9, 'stages': stages, 'total_iter': ITERATIONS, **(losses or {})}
     options = gan_options(folder, losses, model_type='SDAKDModel', teacher=save_teacher(folder, network_d=TEACHER_D))
     return options, batches(ITERATIONS)
 
@@ -195,7 +198,8 @@ def sdakd_teacher_discriminator(folder):
 def sdakd_degradation(folder):
     options = test_degradation.degrading(folder, l1_gt_usm=True, percep_gt_usm=False, gan_gt_usm=False)
     options.update(model_type='SDAKDModel', teacher=save_teacher(folder))
-    options['train'].update({**LDL, 'stages': STAGES, 'total_iter': ITERATIONS})
+    losses = {**LDL, 'feature_kd_opt': FEATURE_KD_1['feature_kd_opt']}
+    options['train'].update({**losses, 'stages': STAGES, 'total_iter': ITERATIONS})
     return options, list(test_degradation.synthetic(ITERATIONS))
 
 

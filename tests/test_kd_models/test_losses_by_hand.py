@@ -124,7 +124,7 @@ def test_feature_kd_for_both_networks(tmp_path):
     """The model hands the right maps to the right adaptors."""
     unet = {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4}
     teacher = save_teacher(tmp_path, TEACHER, {**unet, 'num_feat': 8})
-    options = {'feature_kd_opt': {'type': 'MLPFeatureLoss', 'layers': {'body.3': 'body.1'}},
+    options = {'feature_kd_opt': {'type': 'MLPFeatureLoss', 'layers': {'body.3': 'body.1'}, 'normalize': 'none'},
                'feature_kd_d_opt': {'type': 'MLPFeatureLoss', 'layers': {'conv2': 'conv2'}}}
     torch.manual_seed(0)
     model = build_model(gan_options(tmp_path, options, network_d=unet, teacher=teacher))

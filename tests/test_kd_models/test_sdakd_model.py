@@ -62,8 +62,8 @@ def test_what_each_stage_logs(tmp_path):
     logs = train(build_model(sdakd_options(tmp_path)), batches(5))
     adversary = {'l_d_real', 'l_d_fake', 'out_d_real', 'out_d_fake', 'l_d_feature_kd'}
     assert set(logs[0]) == set(logs[1]) == {'l_g_pix', 'stage'}
-    assert set(logs[2]) == set(logs[3]) == {'l_g_pix', 'l_g_feature_kd', 'stage'} | adversary
-    assert set(logs[4]) == {'l_g_pix', 'l_g_feature_kd', 'l_g_gan', 'stage'} | adversary
+    assert set(logs[2]) == set(logs[3]) == {'l_g_pix', 'l_g_feature_kd', 'feature_kd_r2', 'stage'} | adversary
+    assert set(logs[4]) == {'l_g_pix', 'l_g_feature_kd', 'feature_kd_r2', 'l_g_gan', 'stage'} | adversary
     assert [log['stage'] for log in logs] == [1, 1, 2, 2, 3]
 
 
@@ -114,6 +114,7 @@ def test_everything_learns_and_the_teachers_stay(tmp_path):
 def test_adaptors_go_from_stage_to_stage_unless_fresh(tmp_path):
     def adaptors_at(iteration, **stage):
         options = sdakd_options(tmp_path)
+        options['train']['feature_kd_opt'] = {'type': 'MLPFeatureLoss', 'normalize': 'none', 'adaptor_lr': 1}
         SDAKDModel.complete(options)
         options['train']['stages'][2].update(stage)
         torch.manual_seed(0)
