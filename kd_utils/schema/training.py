@@ -84,6 +84,8 @@ class TrainingChecks(Checks):
         term = self.terms.get(name)
         of_term = self.term_keys(term)
         table.update(of_term)
+        if term is not None and 'teacher' in option and 'teacher' not in table:
+            self.refuse(f'Unknown key `{key}.teacher`: the loss `{name}` compares with no teacher. Take it out.')
         self.constructor(key, option, table, swallows_keys(loss), self.refuse_in_ours)
         if 'loss_weight' in of_term and 'perceptual_weight' in option and 'loss_weight' not in option:
             self.refuse(f'`{key}.perceptual_weight` is a factor within {kind}, and the weight of the loss is '
