@@ -85,7 +85,7 @@ def _set_name(opt: Options, debug: bool) -> None:
 
 
 def _set_defaults(opt: Options, is_train: bool) -> None:
-    """What BasicSR reads without asking whether it is there, and what has one sensible value."""
+    """Adds the keys that BasicSR reads without asking whether they are there, and `num_gpu: auto`."""
     opt.setdefault('num_gpu', 'auto')
     section_of(opt, ['path'])
     if is_train:
