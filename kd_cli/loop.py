@@ -74,7 +74,7 @@ def train_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
     """
     opt, args = _read_options(argv, root_path, is_train=True)
     if args.print_options:
-        _print_options(opt)
+        _print_options(opt, args)
         return
     if args.loop == 'basicsr':
         _run_stock(stock_train_pipeline, opt, args, root_path)
@@ -193,7 +193,7 @@ def test_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
     """Tests as the command line says; see `train_pipeline`."""
     opt, args = _read_options(argv, root_path, is_train=False)
     if args.print_options:
-        _print_options(opt)
+        _print_options(opt, args)
         return
     if args.loop == 'basicsr':
         _run_stock(stock_test_pipeline, opt, args, root_path)
@@ -224,15 +224,18 @@ def _read_options(argv: Sequence[str] | None, root_path: str, is_train: bool) ->
     if isinstance(model, type) and issubclass(model, DistillationModel):
         args.messages += model.complete(opt)
     args.messages += check_options(opt, DistillationModel.losses)
-    check_files(opt)
+    if not args.print_options:  # which may be asked where the data is not
+        check_files(opt)
     if args.loop == 'basicsr' and is_train and teacher_caches(opt):
         raise OptionError("`teacher.cache` is not read by BasicSR's loop. Leave `--loop basicsr` or the cache out.")
     return CheckedOptions(opt), args
 
 
-def _print_options(opt: dict[str, Any]) -> None:
-    """The options as a file of their own, without what is set for this run only."""
-    written = {key: value for key, value in opt.items() if key not in RUN}
+def _print_options(opt: dict[str, Any], args: Any) -> None:
+    """The options as a file of their own, without what is set for this run or this machine only."""
+    for message in args.messages:
+        print(message, file=sys.stderr)
+    written = {**{key: value for key, value in opt.items() if key not in RUN}, 'num_gpu': args.num_gpu}
     written['path'] = {key: value for key, value in opt['path'].items() if key not in FOLDERS}
     print(yaml.safe_dump(written, sort_keys=False), end='')
 

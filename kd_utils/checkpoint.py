@@ -61,7 +61,7 @@ def save(data: Any, path: str | os.PathLike) -> Record:
 
 
 def _reason(error: BaseException) -> str:
-    """That of the operating system, which PyTorch's writer hides behind an error of its own."""
+    """The operating system's reason for a failed write, which PyTorch's writer hides behind an error of its own."""
     cause: BaseException | None = error
     while cause is not None and not (isinstance(cause, OSError) and cause.strerror):
         cause = cause.__cause__ or cause.__context__

@@ -1,4 +1,4 @@
-"""Other projects' names for what is here: read as ours, each use said."""
+"""Other projects' names for keys and values of this package: they are renamed, and the log says so of each."""
 from __future__ import annotations
 
 from kd_utils.schema import LOSS_REGISTRY, OptionError, Options, get, is_foreign, registered, require

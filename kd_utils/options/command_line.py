@@ -25,7 +25,7 @@ def parse_options(argv: list[str] | None, root_path: str, is_train: bool = True)
 
     Returns:
         The options, unchecked but for what is read here, and the arguments. `args.opt` is the file that was found,
-        `args.messages` what the log should say about the reading.
+        `args.messages` what the log should say about the reading, `args.num_gpu` what was asked for.
 
     Raises:
         OptionError: The options cannot be read.
@@ -39,6 +39,7 @@ def parse_options(argv: list[str] | None, root_path: str, is_train: bool = True)
     opt['rank'], opt['world_size'] = get_dist_info()
     _set_name(opt, args.debug)
     _set_defaults(opt, is_train)
+    args.num_gpu = opt['num_gpu']
     args.messages += _set_num_gpu(opt)
     _set_datasets(opt)
     _set_paths(opt, root_path, is_train)
@@ -84,7 +85,7 @@ def _set_name(opt: Options, debug: bool) -> None:
 
 
 def _set_defaults(opt: Options, is_train: bool) -> None:
-    """What BasicSR reads without asking whether it is there, and what has one sensible value."""
+    """Adds the keys that BasicSR reads without asking whether they are there, and `num_gpu: auto`."""
     opt.setdefault('num_gpu', 'auto')
     section_of(opt, ['path'])
     if is_train:

@@ -129,7 +129,7 @@ def _nearest_file(path: str) -> str:
 
 
 def _check_dataset(key: str, dataset: Options, opt: Options, training: bool) -> None:
-    """The folders, lists and images of a dataset; of another project's dataset only that they exist."""
+    """Refuses folders, lists and images of a dataset that do not fit; of a foreign one, only missing ones."""
     roots = {name: dataset[name] for name in sorted(map(str, dataset))  # GT before LQ
              if name.startswith('dataroot') and isinstance(dataset[name], str)}
     kind, lmdb = dataset['type'].removesuffix('_basicsr'), get(dataset, 'io_backend.type') == 'lmdb'
@@ -226,7 +226,7 @@ def _partner(gt: str, template: str) -> str:
 
 
 def _check_pairs(key: str, gt: list[str], lq: set[str], template: str) -> None:
-    """Every GT image needs an LQ image called by the template, and there must be no others."""
+    """Refuses folders in which a GT image has no LQ image called by the template, or an LQ image no GT image."""
     partners = {_partner(name, template): name for name in gt}
     counts = f'`{key}`: {len(gt)} images in dataroot_gt, {len(lq)} in dataroot_lq'
     for partner, name in partners.items():
@@ -300,7 +300,7 @@ _MOST_IMAGES = 1000
 
 
 def _check_sizes(key: str, images: list[list[_Image]], scale: int | None, gt_size: int | None) -> None:
-    """That the images can be read, that GT is `scale` times LQ, and that a crop of `gt_size` fits in.
+    """Refuses images that cannot be read, GT that is not `scale` times LQ, and images smaller than a crop of `gt_size`.
 
     BasicSR crops the GT of validation to `scale` times LQ, so there GT may be larger by the remainder of a division.
     """
@@ -328,7 +328,7 @@ def check_face(key: str, path: str, size: tuple[int, int], gt_size: int) -> None
 
 
 def _check_scales(key: str, images: list[list[_Image]], scale: int | None, opt: Options) -> None:
-    """What networks think of the LQ images that find the scale by themselves (GCFSR, by its `infer_scale`)."""
+    """Refuses LQ images that do not fit a network which finds the scale by itself (GCFSR, by its `infer_scale`)."""
     measured = [f'{teacher_key(name)}.network_g' for name in sorted(measured_teachers(opt))]
     networks = [name for name in ('network_g', *measured)
                 if hasattr(registered(ARCH_REGISTRY).get(get(opt, f'{name}.type')), 'infer_scale')]

@@ -1,4 +1,4 @@
-"""What a class or function may be given in an option file: its signature, turned into a table of keys.
+"""Key tables of constructors and functions, made from their signatures.
 
 A class of this package says more about its arguments by `argument_kinds`, argument -> kind.
 """
@@ -83,6 +83,9 @@ def _annotated(parameter: inspect.Parameter) -> str | None:
 
 
 def swallows_keys(factory: Callable[..., Any]) -> bool:
-    """Whether it may have a use for other keys: `**kwargs`, which in BasicSR and here are accepted and not read."""
+    """Whether a class may read keys that its signature does not name, by `**kwargs`.
+
+    Those of BasicSR and of this package have `**kwargs` that they do not read.
+    """
     swallows = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(factory).parameters.values())
     return swallows and not is_from(('basicsr', *OUR_PACKAGES), factory)

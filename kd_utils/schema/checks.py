@@ -31,6 +31,7 @@ class Checks:
         self.ours = True
 
     def refuse(self, message: str) -> NoReturn:
+        """Ends the check."""
         raise OptionError(message)
 
     def refuse_in_ours(self, message: str) -> None:
@@ -49,7 +50,13 @@ class Checks:
               unknown: Callable[[str], None] | None = None, missing: Callable[[str], None] | None = None) -> None:
         """Checks keys and kinds of a section.
 
-        `unknown` is told of keys outside the table, `missing` of those that must be there; `doubt` by default.
+        Args:
+            prefix: The dotted key of the section.
+            section: What the file has there.
+            table: The keys that it may have, with the kinds of their values.
+            training: Whether keys are demanded that only a training needs.
+            unknown: Called with a message for each key outside the table; `refuse_in_ours` by default.
+            missing: Called with a message for each key that must be there; `refuse_in_ours` by default.
         """
         for key, value in section.items():
             full = join(prefix, key)
@@ -57,15 +64,15 @@ class Checks:
                 require(full, table[key], value)
             else:
                 known = table.keys() - RUN.keys() - FOLDERS.keys()
-                (unknown or self.refuse_in_ours)(f'Unknown key '
-                                                 f'`{full}`.{self.place(key) or nearest_or_all(key, known)}')
+                hint = self.place(key) or nearest_or_all(key, known)
+                (unknown or self.refuse_in_ours)(f'Unknown key `{full}`.{hint}')
         for key, kind in table.items():
             kind, _, when = kind.partition('!') if '!' in kind else (kind, '', 'never')
             if key not in section and (when == '' or when == 'train' and training):
                 (missing or self.refuse_in_ours)(f'`{join(prefix, key)}` is missing. Write {words(kind)}.')
 
     def place(self, key: Any) -> str:
-        """` Move it ...` for a key that another section knows, empty if none does."""
+        """The advice ` Move it ...` for a key that belongs to another section, empty if it belongs to none."""
         losses = {f'{name}_opt': 'dict?' for name in self.losses}
         sections = {'to the top of the file': {**TOP, **REAL_ESRGAN}, 'into `train`': {**TRAIN, **losses},
                     'into `val`': VAL, 'into `logger`': LOGGER, 'into `path`': {**PATH, **path_keys('gd')},
@@ -96,14 +103,14 @@ class Checks:
         self.table(prefix, section, {'type': 'str', **table}, self.training, ignore if swallows else unknown, missing)
 
     def check_simple(self, key: str, table: Table) -> None:
-        """Checks a section that the loop reads, so that no model can know better."""
+        """Checks a section that the loop reads and no model does."""
         section = get(self.opt, key)
         if section:
             self.table(key, section, self.extended(key, table), self.training, self.refuse_in_our_loop)
 
 
 def ignore(message: str) -> None:
-    """For keys that only the class itself knows."""
+    """Does nothing: what is told of keys that only the class itself knows."""
 
 
 def join(prefix: str, key: Any) -> str:

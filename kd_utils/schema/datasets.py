@@ -28,9 +28,9 @@ class DatasetChecks(Checks):
             require(f'datasets.{name}', 'dict', dataset)
             phase = str(name).split('_')[0]
             if phase not in allowed or (phase == 'train' and name != 'train'):
-                self.refuse_in_our_loop(f'`datasets.{name}` is of no use in '
-                                        f'{"training" if self.training else "a test"}. '
-                            f'Call it `{"` or `".join(allowed)}`; further ones are `{allowed[1]}_2`, `{allowed[1]}_3`.')
+                self.refuse_in_our_loop(
+                    f'`datasets.{name}` is of no use in {"training" if self.training else "a test"}. '
+                    f'Call it `{"` or `".join(allowed)}`; further ones are `{allowed[1]}_2`, `{allowed[1]}_3`.')
             self.check_dataset(f'datasets.{name}', dataset, phase == 'train')
         names = [dataset.get('name') for phase, dataset in datasets.items() if phase != 'train']
         for name in names:
@@ -78,7 +78,10 @@ class DatasetChecks(Checks):
                         f'{"" if training else " in validation"}. Set `{key}.persistent_workers` to false.')
 
     def check_latents(self, key: str, name: str, dataset: Options, training: bool) -> None:
-        """Latents are for generators that make images from noise, and nothing else is, but to learn from."""
+        """Refuses latents for a generator that takes LR images, and the reverse.
+
+        A generator that makes images from noise is given latents, and in training, by its method, images to learn from.
+        """
         model, size = self.opt['model_type'], getattr(self.model, 'latent_size', lambda opt: None)(self.opt)
         wanted = size is not None and (not training or self.model.learns_from_latents)
         if name != 'SampleDataset' and wanted:
@@ -104,39 +107,36 @@ class DatasetChecks(Checks):
                             'Write one for each.')
         if not self.opt.get('high_order_degradation', True):
             self.refuse_in_ours(f'`{key}.type`: RealESRGANDataset gives no LR images, and `high_order_degradation: '
-                                f'false` makes '
-                       'none. Write true, or use PairedImageDataset.')
+                                'false` makes none. Write true, or use PairedImageDataset.')
         for name, kind in DEGRADATION.items():
             if name not in self.opt:
                 self.refuse_in_ours(f'`{name}` is missing, which degrades the images of `{key}`. Write {words(kind)}.')
         sharpened = [name for name in ('l1_gt_usm', 'percep_gt_usm', 'gan_gt_usm') if name in self.opt]
         if 'gt_usm' in self.opt and sharpened:
             self.refuse_in_ours(f"`gt_usm` is RealESRNet's and `{sharpened[0]}` Real-ESRGAN's; they sharpen at "
-                                f"different "
-                       'places. Take one of them out.')
+                                'different places. Take one of them out.')
         if get(self.opt, 'network_g.num_in_ch') not in (None, 3):
             self.refuse_in_ours(f'`{key}.type`: RealESRGANDataset gives images of three channels, and '
-                                f'`network_g.num_in_ch` is '
-                       f'{get(self.opt, "network_g.num_in_ch")}. Write 3.')
+                                f'`network_g.num_in_ch` is {get(self.opt, "network_g.num_in_ch")}. Write 3.')
         self.check_pool(key, dataset)
 
     def check_pool(self, key: str, dataset: Options) -> None:
-        """Sizes that BasicSR finds out at the first batch, or never."""
+        """Refuses sizes of the pair pool and of crops that BasicSR would find wrong at the first batch, or never."""
         queue, batch = self.opt.get('queue_size', 180), dataset.get('batch_size_per_gpu')
         if batch and queue % batch:
             self.refuse_in_ours(f'`queue_size` is {queue}, which batches of {batch} do not fill exactly. '
-                       f'Write a multiple of `{key}.batch_size_per_gpu`, such as {-(-queue // batch) * batch}.')
+                                f'Write a multiple of `{key}.batch_size_per_gpu`, such as '
+                                f'{-(-queue // batch) * batch}.')
         size, scale = self.opt.get('gt_size'), self.opt.get('scale')
         if size and size > REAL_ESRGAN_CROP:
             self.refuse_in_ours(f'`gt_size` is {size}, but RealESRGANDataset gives crops of {REAL_ESRGAN_CROP}. '
-                       f'Write at most {REAL_ESRGAN_CROP}.')
+                                f'Write at most {REAL_ESRGAN_CROP}.')
         if size and scale and size % scale:
             self.refuse_in_ours(f'`gt_size` is {size}, which the scale {scale} does not divide. '
-                       f'Write {max(size // scale, 1) * scale}.')
+                                f'Write {max(size // scale, 1) * scale}.')
         if size and dataset.get('gt_size', size) != size:
             self.refuse_in_ours(f'`{key}.gt_size` is {dataset["gt_size"]}, but `gt_size` at the top, which counts, '
-                                f'is {size}. '
-                       'Write the same number, or leave the former out.')
+                                f'is {size}. Write the same number, or leave the former out.')
 
     def check_prefetch(self, key: str, dataset: Options) -> None:
         mode = dataset.get('prefetch_mode')

@@ -17,11 +17,13 @@ Table = Mapping[str, str]
 
 
 def is_number(value: Any) -> bool:
+    """Whether it is a finite int or float, and no bool."""
     # comparing leaves out inf and nan, and does not overflow on an int of 400 digits as math.isfinite does
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def is_whole(value: Any) -> bool:
+    """Whether it is a number without a fraction, such as 5000 or 5e3."""
     return is_number(value) and value == int(value)
 
 
@@ -47,6 +49,7 @@ def _is_template(value: Any) -> bool:
 
 
 def is_list(value: Any, item: Callable[[Any], bool]) -> bool:
+    """Whether it is a list of values for each of which `item` is true."""
     return isinstance(value, list | tuple) and all(map(item, value))
 
 
@@ -107,6 +110,7 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def fits(kind: str, value: Any) -> bool:
+    """Whether a value is of a kind, written as in the key tables but without `!`."""
     if kind.endswith('?'):
         return value is None or fits(kind[:-1], value)
     if '|' in kind:
@@ -115,6 +119,7 @@ def fits(kind: str, value: Any) -> bool:
 
 
 def words(kind: str) -> str:
+    """What a user should write for a value of that kind, in words that follow "Write ..."."""
     kind, null = kind.removesuffix('?'), ', or ~' if kind.endswith('?') else ''
     if '|' in kind:
         return 'one of ' + ', '.join(f'`{word}`' for word in kind.split('|')) + null

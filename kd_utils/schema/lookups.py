@@ -26,7 +26,10 @@ def get(opt: Options, key: str) -> Any:
 
 
 def registered(registry: Registry) -> dict[str, Any]:
-    """Name -> object as `registry.get` finds them, which prints at each name that is stored with BasicSR's suffix."""
+    """All objects of a registry by the names that option files use, with and without the suffix `_basicsr`.
+
+    `registry.get` finds the same, but prints a line for each name that BasicSR has stored with its suffix.
+    """
     objects = dict(iter(registry))
     return {**{name.removesuffix('_basicsr'): value for name, value in objects.items()}, **objects}
 
@@ -66,7 +69,7 @@ def losses_of_ours() -> set[str]:
 
 
 class PlainTerm:
-    """What is assumed of a loss of which the model says nothing but its class."""
+    """What holds for a loss of a model that has `losses` only, and says nothing of them but their classes."""
     side = 'generator'
     reads: frozenset[str] = frozenset()
     reads_features = False
@@ -126,7 +129,10 @@ def teacher_caches(opt: Options) -> dict[str, str]:
 
 
 def crop_size(opt: Options) -> Any:
-    """Side of a ground truth in training; that of a 64x64 LR crop for a dataset that does not tell."""
+    """Side of a ground-truth crop in training, in pixels.
+
+    Where neither the dataset nor the file says it, crops of LR images are taken to be 64x64.
+    """
     return get(opt, 'datasets.train.gt_size') or opt.get('gt_size') or 64 * opt.get('scale', 1)
 
 

@@ -1,4 +1,4 @@
-"""What is said of a mistake: the error that the user sees, and the nearest right word."""
+"""The error that tells a user of a mistake in the options, and the search for the word that was meant."""
 from __future__ import annotations
 
 import difflib

@@ -43,7 +43,7 @@ class NetworkChecks(Checks):
             self.terms = terms_of(self.opt)
 
     def check_stock_model(self) -> None:
-        """What BasicSR's own models would leave unread without a word."""
+        """Refuses keys that BasicSR's own models would leave unread without a word."""
         if self.ours or not is_from(('basicsr', ), self.model):
             return
         if get(self.opt, 'datasets.train.type') == 'FaceScaleDataset':
@@ -62,7 +62,7 @@ class NetworkChecks(Checks):
                             f'Set `model_type: DistillationModel`, or take `{key}` out.')
 
     def networks(self) -> dict[str, str]:
-        """Another project may have any number of networks."""
+        """The networks at the top of the file as a table: a model of another project may have any number of them."""
         return {} if self.ours else {key: 'dict?' for key in self.opt if str(key).startswith('network_')}
 
     def check_networks(self, prefix: str, section: Options) -> None:
@@ -82,8 +82,7 @@ class NetworkChecks(Checks):
         for name, section in named.items():
             if not re.fullmatch(r'[A-Za-z]\w*', str(name)) or name in ('teacher', 'gt'):
                 self.refuse(f'`teachers.{name}` is no name for a teacher. Write a word of letters, digits and `_`, '
-                            f'other '
-                            'than `teacher` and `gt`.')
+                            'other than `teacher` and `gt`.')
             require(f'teachers.{name}', 'dict', section)
         sections = {'teacher': self.opt.get('teacher'), **{f'teachers.{name}': named[name] for name in named}}
         for key, section in sections.items():
@@ -101,8 +100,7 @@ class NetworkChecks(Checks):
             network = teacher.get(f'network_{label}')
             if network and not network.get('pretrained') and not path.get(f'pretrain_network_{label}'):
                 self.refuse_in_ours(f'`{key}.path.pretrain_network_{label}` is missing, and an untrained network '
-                                    f'teaches '
-                                    f'nothing. Name the file with the weights of `{key}.network_{label}`.')
+                                    f'teaches nothing. Name the file with the weights of `{key}.network_{label}`.')
         if self.ours and self.training and teacher.get('cache') is not None:
             self.check_cache(key)
 
@@ -128,9 +126,9 @@ class NetworkChecks(Checks):
             self.warnings.append('`path.pretrain_network_g` is missing: a network with random weights is measured.')
 
     def check_owners(self, prefix: str, section: Options) -> None:
-        """Weights must be of a network that is there."""
+        """Refuses a path of weights whose network the section does not have."""
         for key, value in (section.get('path') or {}).items():
             network = str(key).removeprefix('pretrain_')
             if value is not None and network.startswith('network_') and not section.get(network):
                 self.refuse_in_ours(f'`{prefix}path.{key}` has weights for `{prefix}{network}`, which is missing. '
-                           'Add the network, or take the weights out.')
+                                    'Add the network, or take the weights out.')

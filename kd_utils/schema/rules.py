@@ -51,7 +51,7 @@ class Rules:
         self.warn_of_idle_adversary(stages)
 
     def check_requirements(self, name: str) -> None:
-        """A loss needs its sections; those of a teacher are of the teacher that it names."""
+        """Refuses a loss without the options that it is computed from; a teacher's are those of the one it names."""
         for required in requirements_of(self.opt).get(name, ()):
             root, _, rest = required.partition('.')
             keys = [required] if root != 'teacher' else \
@@ -132,7 +132,7 @@ class Rules:
                         'Add it, for example `network_d: {type: UNetDiscriminatorSN, num_in_ch: 3, num_feat: 64}`.')
 
     def check_turns(self, stages: dict[str, Options]) -> None:
-        """While the discriminator is trained, these keys leave the generator only some of the iterations."""
+        """Refuses `net_d_iters` and `net_d_init_iters` that leave the generator no iteration."""
         total = int(self.train['total_iter'])
         for key in ('net_d_iters', 'net_d_init_iters'):
             both = any(stage['losses'] and trains_discriminator(stage) for stage in stages.values())
@@ -142,7 +142,7 @@ class Rules:
                             'learn while the discriminator does. Write a smaller number.')
 
     def check_starts(self, stages: dict[str, Options]) -> None:
-        """A loss that begins after its last iteration would never be on."""
+        """Refuses a loss whose `start_iter` comes after the last iteration with it."""
         for name in (name for name in self.configured if 'start_iter' in self.term(name).option_keys):
             start, end, last = self.train[f'{name}_opt'].get('start_iter', 0), 0, 0
             for stage in stages.values():

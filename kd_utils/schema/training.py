@@ -30,7 +30,7 @@ class TrainingChecks(Checks):
     """The part of the check that is about `train`, `val` and `logger`."""
 
     def check_retention(self) -> None:
-        """`logger.keep_best` names a metric that the state of each saved iteration knows."""
+        """Refuses a `logger.keep_best` whose metric is not known wherever a checkpoint is saved."""
         metric = get(self.opt, 'logger.keep_best')
         if metric is None:
             return
@@ -47,7 +47,7 @@ class TrainingChecks(Checks):
                         f'multiple of `val.val_freq`, {validated}. Write `save_checkpoint_freq: {validated}`.')
 
     def check_wandb(self) -> None:
-        """What BasicSR finds out after the folders of the run are made."""
+        """Refuses wandb without tensorboard or without its package: BasicSR finds out when the run has its folders."""
         project = get(self.opt, 'logger.wandb.project')
         if project is None or not (self.training and self.strict) or 'debug' in self.opt['name']:
             return
@@ -84,6 +84,8 @@ class TrainingChecks(Checks):
         term = self.terms.get(name)
         of_term = self.term_keys(term)
         table.update(of_term)
+        if term is not None and 'teacher' in option and 'teacher' not in table:
+            self.refuse(f'Unknown key `{key}.teacher`: the loss `{name}` compares with no teacher. Take it out.')
         self.constructor(key, option, table, swallows_keys(loss), self.refuse_in_ours)
         if 'loss_weight' in of_term and 'perceptual_weight' in option and 'loss_weight' not in option:
             self.refuse(f'`{key}.perceptual_weight` is a factor within {kind}, and the weight of the loss is '
@@ -101,7 +103,7 @@ class TrainingChecks(Checks):
         return {**({'teacher': 'str'} if 'teacher' in term.reads or term.reads_features else {}), **term.option_keys}
 
     def check_teachers_of(self, name: str, key: str) -> None:
-        """The teachers that a loss names must be there."""
+        """Refuses a loss that names a teacher which is not there, or one twice."""
         known = [found.removeprefix('teachers.') for found in teacher_sections(self.opt)]
         names = teachers_of_loss(self.opt, name)
         for teacher in names:
@@ -146,7 +148,7 @@ class TrainingChecks(Checks):
                         f'Make them reach `train.total_iter`, {total}.')
 
     def check_tool(self, key: str, what: str, choices: Mapping[str, Any], extra: Table) -> None:
-        """An optimizer or a scheduler."""
+        """Checks the section of an optimizer or of a scheduler."""
         option = get(self.opt, key)
         if not option:
             return
@@ -172,7 +174,7 @@ class TrainingChecks(Checks):
             self.warnings.append('`val` has no dataset `datasets.val`: nothing will be validated.')
         if self.training and val_sets and not val:
             self.refuse_in_ours(f'`datasets.{val_sets[0]}` would never be used, there is no section `val`. '
-                       'Write `val: {val_freq: 5000, metrics: ...}`, or take the dataset out.')
+                                'Write `val: {val_freq: 5000, metrics: ...}`, or take the dataset out.')
 
     def check_metric(self, key: str, metric: Any) -> None:
         require(key, 'dict', metric)
@@ -194,11 +196,10 @@ class TrainingChecks(Checks):
         if teacher_key(reference) not in teacher_sections(self.opt):
             names = ['gt', *(found.removeprefix('teachers.') for found in teacher_sections(self.opt))]
             self.refuse(f'`{key}.reference: {reference}` needs `{teacher_key(reference)}`, which is missing. Add it, '
-                        f'or '
-                        f'write {" or ".join(f"`{name}`" for name in names)}.')
+                        f'or write {" or ".join(f"`{name}`" for name in names)}.')
 
     def check_package(self, key: str, metric: str, package: str | None) -> None:
-        """What an optional extra of this package brings."""
+        """Refuses a metric whose optional package is not installed."""
         if package is not None and importlib.util.find_spec(package) is None:
             name = package.replace('_', '-')
             self.refuse(f'`{key}.type`: {metric} needs the package {name}, which is not installed. '

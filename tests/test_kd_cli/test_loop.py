@@ -12,7 +12,7 @@ import yaml
 
 from kd_cli.loop import test_pipeline as run_test
 from kd_cli.loop import train_pipeline
-from kd_utils.options import OptionError
+from kd_utils.options import OptionError, load_yaml
 from tests.support import GAN_YAML, assert_equal_weights, save_teacher, train_yaml, write_yaml
 
 
@@ -116,3 +116,24 @@ def test_the_stock_functions_that_the_loop_mirrors_are_the_known_ones(name):
     module, known = MIRRORED[name]
     digest = hashlib.sha256(inspect.getsource(getattr(module, name)).encode()).hexdigest()[:16]
     assert digest in known.values()
+
+
+def test_options_are_printed_as_a_file_of_their_own(tmp_path, capsys, monkeypatch):
+    """Those of the bases and of the method are in it; neither data nor weights need be there, and nothing is made."""
+    monkeypatch.chdir(tmp_path)
+    variant = {'base': 'train/SDAKD/sdakd_realesrgan_x4_quarter.yml', 'name': 'narrow', 'network_g': {'num_feat': 8},
+               'without': ['train.feature_kd_d_opt'], 'teacher': {'path': {'pretrain_network_g': 'nowhere.pth'}}}
+    train_pipeline('.', ['--print-options', str(write_yaml(tmp_path / 'variant.yml', variant))])
+    first = capsys.readouterr()
+    printed = yaml.safe_load(first.out)
+    whole = {**load_yaml('variant.yml'), **{key: printed[key] for key in ('path', 'datasets', 'val', 'train')}}
+    assert printed == whole and not {'base', 'without', 'rank', 'root_path'} & printed.keys()
+    assert printed['network_g']['num_feat'] == 8 and printed['num_gpu'] == 'auto' and 'log' not in printed['path']
+    assert printed['train']['feature_kd_d_opt'] == {'type': 'MLPFeatureLoss', 'loss_weight': 1.0}  # SDAKD's own
+    assert '`train.feature_kd_d_opt` is not in the file' in first.err
+    (tmp_path / 'printed.yml').write_text(first.out)
+    train_pipeline('.', ['--print-options', 'printed.yml'])
+    assert capsys.readouterr().out == first.out
+    with pytest.raises(OptionError, match='network_g.num_feat'):
+        train_pipeline('.', ['--print-options', 'variant.yml', '--force_yml', 'network_g:num_feat=few'])
+    assert sorted(os.listdir()) == ['printed.yml', 'variant.yml']

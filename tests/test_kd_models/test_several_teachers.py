@@ -148,6 +148,7 @@ def test_what_is_refused(tmp_path):
     assert 'Did you mean `aa`?' not in text({'response_kd_opt': {'teacher': 'c'}})
     assert 'must name each teacher once' in text({'response_kd_opt': {'teacher': ['a', 'a']}})
     assert 'Unknown key `train.pixel_opt.teacher`' in text({'pixel_opt': {'type': 'L1Loss', 'teacher': 'a'}})
+    assert 'the loss `pixel` compares with no teacher' in text({'pixel_opt': {'type': 'L1Loss', 'teacher': 'a'}})
     assert '`train.feature_kd_opt.teacher` cannot be' in text({'feature_kd_opt': {'teacher': ['a', 'b']}})
     message = text({'response_kd_opt': {'teacher': 'a'}}, teachers={**teachers, 'b': untrained})
     assert '`teachers.b.path.pretrain_network_g` is missing, and an untrained network teaches nothing' in message

@@ -118,6 +118,14 @@ def test_force_yml_twice(write):
     assert (opt['a'], opt['b'], opt['c']) == (4, 2, 3)
 
 
+def test_home_in_the_paths_of_every_teacher(write, monkeypatch):
+    monkeypatch.setenv('HOME', '/home/me')
+    opt, _ = parse(write('name: a\nteachers:\n  b: {path: {pretrain_network_g: ~/g.pth}, cache: ~/b}\n'
+                         '  c: {path: {pretrain_network_d: ~/d.pth, param_key_d: ~}}\n'))
+    assert opt['teachers'] == {'b': {'path': {'pretrain_network_g': '/home/me/g.pth'}, 'cache': '/home/me/b'},
+                               'c': {'path': {'pretrain_network_d': '/home/me/d.pth', 'param_key_d': None}}}
+
+
 def test_home_in_weights_of_our_losses(write, monkeypatch):
     monkeypatch.setenv('HOME', '/home/me')
     opt, _ = parse(write('name: a\ntrain:\n  a_opt: {type: TestOurWeightsLoss, weights: ~/vgg.pth}\n'

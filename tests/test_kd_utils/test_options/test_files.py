@@ -37,6 +37,15 @@ def test_files_that_are_missing(files, key, value, fragments):
     assert all(fragment in message for fragment in fragments), message
 
 
+def test_the_weights_of_every_teacher_must_be_there(files, tmp_path):
+    network, path = dict(files['teacher']['network_g']), {'pretrain_network_g': 'weights/RealESRGAN_x2plus.pth'}
+    files['teachers'] = {'large': {'network_g': network, 'path': path}}
+    message = file_refusal(files)
+    assert '`teachers.large.path.pretrain_network_g`: `weights/RealESRGAN_x2plus.pth` is missing.' in message
+    (tmp_path / path['pretrain_network_g']).write_bytes(b'')
+    check_files(files)
+
+
 @pytest.mark.parametrize(('name', 'page'), [
     ('RealESRGAN_x4plus.pth', 'xinntao/Real-ESRGAN'), ('RealESRGAN_x4plus_netD.pth', 'xinntao/Real-ESRGAN'),
     ('RealESRGAN_x2plus.pth', 'xinntao/Real-ESRGAN'), ('realesr-general-x4v3.pth', 'xinntao/Real-ESRGAN'),
