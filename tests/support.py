@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from basicsr.archs import build_network
 from basicsr.models import build_model
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
+from torchvision.models.vgg import cfgs, make_layers
 
 from kd_data.draws import seed_everything
 from kd_models.distillation_model import DistillationModel
@@ -65,6 +68,14 @@ class WithBatchNorm(nn.Module):
 
     def forward(self, x):
         return self.net(x)
+
+
+@cache
+def random_vgg(name: str) -> SimpleNamespace:
+    """The first four blocks of `vgg16` or `vgg19` with random weights, made once: each of torchvision's draws 144 M."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return SimpleNamespace(features=make_layers(cfgs[{'vgg16': 'D', 'vgg19': 'E'}[name]][:13], batch_norm=False))
 
 
 def save_teacher(folder, network_g=None, network_d=None) -> dict:

@@ -20,7 +20,6 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -30,7 +29,6 @@ from basicsr.archs import build_network, vgg_arch
 from basicsr.models import build_model
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
-from torchvision.models.vgg import cfgs, make_layers
 
 from kd_data.draws import seed_everything
 from tests.support import (
@@ -44,6 +42,7 @@ from tests.support import (
     face_options,
     gan_options,
     model_options,
+    random_vgg,
     save_teacher,
     train_seeded,
 )
@@ -324,14 +323,9 @@ def parts(model: Any, folder: Path) -> dict[str, str]:
 @contextmanager
 def prepared():
     """One thread; VGG with random weights; a network with statistics."""
-    def vgg(**_: Any) -> Any:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            return SimpleNamespace(features=make_layers(cfgs['E'][:5], batch_norm=False))
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with mock.patch.object(vgg_arch.vgg, 'vgg19', vgg), \
+    with mock.patch.object(vgg_arch.vgg, 'vgg19', lambda **_: random_vgg('vgg19')), \
             mock.patch.dict(ARCH_REGISTRY._obj_map, WithBatchNorm=WithBatchNorm):
         yield
     torch.set_num_threads(threads)
