@@ -2,17 +2,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from kd_models.distillation_model import DistillationModel
+from kd_models.stages import Stage
 
 READINGS = 3          # successive readings of the log that must agree
 SEPARABLE = 0.98      # accuracy of a discriminator that leaves the generator little to learn from
-DRIFTED = 0.1         # difference of mean colours, 25 levels of 8 bits
-AT_HOME = 0.03        # what a trained generator stays below
+DRIFTED = 0.1         # difference of mean colours that a collapse begins with, 25 levels of 8 bits
+SETTLED = 0.03        # difference that a trained generator stays below
 
 
 class CollapseAlarm:
@@ -23,20 +21,27 @@ class CollapseAlarm:
     """
 
     def __init__(self) -> None:
-        self._separable = 0  # successive readings
-        self._at_home = 0     # successive readings; an untrained generator has first to come home
+        self._separable = 0  # successive readings with a discriminator that is too accurate
+        self._settled = 0    # successive readings with the right colours, which an untrained generator has not yet
         self._non_finite: set[str] = set()
 
-    def measure(self, model: DistillationModel) -> dict[str, Tensor]:
-        """The accuracy and the drift of the last iteration, as scalars on the device; only where a GAN trains net_g."""
-        stage, numbers = model.stage, dict[str, Tensor]()
-        if stage is None or 'gan' not in stage.losses:  # a generator that is not judged cannot collapse
+    def measure(self, stage: Stage, output: Tensor, lq: Tensor,
+                verdict: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:
+        """The accuracy and the drift of an iteration, as scalars on the device; only where a GAN trains the generator.
+
+        Args:
+            stage: The iteration's stage.
+            output: The student's images in [0, 1], (N, C, sH, sW).
+            lq: LR images in [0, 1], (N, C, H, W); of other inputs the colours are not compared.
+            verdict: Logits of real and of generated images whose signs are the discriminator's opinion.
+        """
+        numbers: dict[str, Tensor] = {}
+        if 'gan' not in stage.losses:  # a generator that is not judged cannot collapse
             return numbers
-        if stage.train_d and model.adversary.judged is not None:
-            real, fake = model.adversary.judged
+        if stage.train_d and verdict is not None:
+            real, fake = verdict
             numbers['accuracy'] = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
-        if model.output.shape[1] == model.lq.shape[1]:
-            output, lq = map(model.adapter.unit, (model.output, model.lq))
+        if output.shape[1] == lq.shape[1]:
             numbers['drift'] = (output.mean((2, 3)) - lq.mean((2, 3))).abs().mean()
         return numbers
 
@@ -69,11 +74,11 @@ class CollapseAlarm:
 
     def _check_drift(self, drift: float | None) -> str | None:
         if drift is None or not drift > DRIFTED:
-            near = drift is not None and drift < AT_HOME
-            self._at_home = self._at_home + 1 if near or self._at_home >= READINGS else 0
+            near = drift is not None and drift < SETTLED
+            self._settled = self._settled + 1 if near or self._settled >= READINGS else 0
             return None
-        was_at_home, self._at_home = self._at_home >= READINGS, 0
-        if not was_at_home:
+        was_settled, self._settled = self._settled >= READINGS, 0
+        if not was_settled:
             return None
         return (f'The mean colours of the student and of its LR images differ by {drift:.3f}, {255 * drift:.0f} of 255 '
                 'levels, which a collapse begins with. Try a smaller train.gan_opt.loss_weight, a larger '

@@ -18,11 +18,23 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from kd_arch.diffusion_arch import DiffusionUNet
 from kd_models.step import Step
 from kd_models.terms import DiffusionTerm
+from kd_models.training import Training
 from kd_models.unconditional import OptionallyUnconditionalModel
 from kd_utils.options import OptionError
 from kd_utils.schema import is_another
 
 UNREAD = ('gan_mode', 'net_d_iters', 'net_d_init_iters', 'update_order', 'optim_d')
+
+
+def predict(training: Training, step: Step, name: str) -> None:
+    """The U-Net at one timestep per image, drawn anew in each iteration."""
+    net, gt = training.net_g, step.target('gt')
+    condition = net.condition(step.lq)
+    noise = torch.randn_like(gt)
+    t = torch.randint(net.timesteps, (len(gt), ), device=gt.device)
+    x, wanted = net.diffuse(net.encode(gt, condition).clamp(-1, 1), noise, t)
+    step.output = net.predict(x, t, condition)
+    step.pairs = {0: (step.output, wanted)}
 
 
 @MODEL_REGISTRY.register()
@@ -32,7 +44,7 @@ class DiffusionSRModel(OptionallyUnconditionalModel):
     One training iteration evaluates the U-Net once; one validation image takes `network_g.steps` evaluations.
     """
     known_terms = {'diffusion': DiffusionTerm}
-    losses = {'diffusion': DiffusionTerm.default_type}
+    forwards = {'student': predict}
 
     @classmethod
     def complete(cls, opt: dict[str, Any]) -> list[str]:
@@ -51,13 +63,3 @@ class DiffusionSRModel(OptionallyUnconditionalModel):
             raise OptionError(f'`network_d` is not read by {cls.__name__}. Take it out.')
         train_opt.setdefault('diffusion_opt', {})
         train_opt.setdefault('ema_decay', 0.9999)
-
-    def _forward_student(self, step: Step, features: bool = False) -> None:
-        """The U-Net at one timestep per image, drawn anew in each iteration."""
-        net, gt = self.net_g, step.target('gt')
-        condition = net.condition(step.lq)
-        noise = torch.randn_like(gt)
-        t = torch.randint(net.timesteps, (len(gt), ), device=self.device)
-        x, wanted = net.diffuse(net.encode(gt, condition).clamp(-1, 1), noise, t)
-        step.output = net.predict(x, t, condition)
-        step.pairs = {0: (step.output, wanted)}

@@ -50,9 +50,10 @@ def three_stages(train_opt: dict[str, Any]) -> list[dict[str, Any]]:
     Args:
         train_opt: The `train` section; the losses that it configures are on from the stage that they belong to.
     """
-    configured = [name for name in TERMS if train_opt.get(f'{name}_opt') is not None]
+    configured = [name for name, term in TERMS.items()
+                  if term.side == 'generator' and train_opt.get(f'{name}_opt') is not None]
     distilled = [name for name in configured if name not in ADVERSARIAL]
-    supervised = [name for name in distilled if 'teacher' not in TERMS[name].needs]
+    supervised = [name for name in distilled if 'teacher' not in TERMS[name].reads]
     total = int(train_opt['total_iter'])
     if total < 3:
         raise OptionError(f'`train.total_iter` is {total}, and SDAKDModel has three stages. Write 3 or more.')

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from inspect import signature
 from os import path as osp
 from typing import Any
 
@@ -18,29 +17,19 @@ import cv2
 import torch
 from basicsr.losses.gan_loss import g_path_regularize
 from basicsr.utils import tensor2img
-from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
+from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor
 
-from kd_models.degradation import USM_KEYS
 from kd_models.distillation_model import DistillationModel
+from kd_models.sdstylegan2_options import GRID, IDLE, UNREAD, complete_data, complete_recipe
+from kd_models.stages import Stage
 from kd_models.step import Step
 from kd_models.unconditional import complete_unconditional
+from kd_models.update import losses_on
 from kd_models.validation import write_image
 from kd_utils.options import OptionError
 from kd_utils.rng import RandomState
-from kd_utils.schema import DATASETS, OPTIMIZERS, get, registered, require
-
-DEFAULTS: dict[str, Any] = {
-    'ema_decay': 0.5**(32 / 10_000), 'gan_opt': {'type': 'GANLoss', 'gan_type': 'wgan_softplus', 'loss_weight': 1.0},
-    'self_distill_opt': {'loss_weight': 1.0}, 'r1_reg_weight': 10, 'net_d_reg_every': 16, 'path_reg_weight': 2,
-    'net_g_reg_every': 4, 'path_batch_shrink': 2, 'mixing_prob': 0.9, 'update_order': 'd_first',
-}
-# What the base reads and StyleGAN2's iteration has no place for.
-UNREAD = ('gan_mode', 'stages')
-# The same, but these values, which are in BasicSR's file, ask for nothing.
-IDLE = {'net_d_iters': 1, 'net_d_init_iters': 0}
-GENERATOR = 'StyleGAN2Generator'
-GRID = 16  # samples in the picture of a validation
+from kd_utils.schema import get
 
 
 @MODEL_REGISTRY.register()
@@ -56,46 +45,10 @@ class SDStyleGAN2Model(DistillationModel):
 
     @classmethod
     def complete(cls, opt: dict[str, Any]) -> list[str]:
-        """BasicSR's values where the YAML is silent, and a SampleDataset for a validation that has no data.
-
-        Raises:
-            OptionError: They ask for what has no place here.
-        """
-        generator = str(get(opt, 'network_g.type'))
-        if generator in registered(ARCH_REGISTRY) and generator != GENERATOR:
-            raise OptionError(f'`network_g.type`: {generator} is not what SDStyleGAN2Model trains. Write {GENERATOR}, '
-                              'or `model_type: SDGANModel` for super-resolution.')
-        for key in filter(opt.get, USM_KEYS.values()):
-            raise OptionError(f'`{key}` is not read by SDStyleGAN2Model. Take it out.')
-        if isinstance(opt.get('datasets'), dict):
-            cls._complete_validation(opt, opt['datasets'])
-            cls._check_range(opt['datasets'].get('train'))
+        """BasicSR's values where the file has none, and a SampleDataset for a validation that has no data."""
+        complete_data(opt)
         complete_unconditional(opt, cls.latent_size(opt))
         return super().complete(opt)
-
-    @staticmethod
-    def _complete_validation(opt: dict[str, Any], datasets: dict[str, Any]) -> None:
-        val = opt.get('val')
-        if not (val and isinstance(val, dict)):
-            return
-        if opt.get('is_train', True) and not any(str(name).startswith('val') for name in datasets):
-            count = val.pop('num_val_samples', GRID)
-            require('val.num_val_samples', 'size', count)
-            datasets['val'] = {'name': 'samples', 'type': 'SampleDataset', 'n': count, 'phase': 'val', 'scale': 1}
-        if 'num_val_samples' in val:
-            raise OptionError('`val.num_val_samples` is the size of a validation set that the file leaves out. Write '
-                              '`n` of the SampleDataset, and take it out.')
-
-    @staticmethod
-    def _check_range(train_set: Any) -> None:
-        """The generator's images are in [-1, 1]; datasets of another project may give such by themselves."""
-        if not isinstance(train_set, dict) or str(train_set.get('type')) not in DATASETS:
-            return
-        for key in ('mean', 'std'):
-            numbers = train_set.get(key)
-            if not isinstance(numbers, list | tuple) or any(number != 0.5 for number in numbers):
-                raise OptionError(f'`datasets.train.{key}` cannot be {numbers}: StyleGAN2 learns from images in '
-                                  f'[-1, 1]. Write `{key}: [0.5, 0.5, 0.5]`.')
 
     @classmethod
     def latent_size(cls, opt: dict[str, Any]) -> int:
@@ -104,30 +57,21 @@ class SDStyleGAN2Model(DistillationModel):
 
     @classmethod
     def complete_training(cls, opt: dict[str, Any], train_opt: dict[str, Any]) -> None:
-        """Also Adam's betas, which lazy regularisation adapts (Karras et al. 2020)."""
+        """BasicSR's values for StyleGAN2."""
         asking = [key for key, idle in IDLE.items() if train_opt.get(key) != idle]
         cls.refuse_unread(train_opt, ('gan', 'self_distill'), (*UNREAD, *asking))
-        for key, value in DEFAULTS.items():
-            train_opt.setdefault(key, dict(value) if isinstance(value, dict) else value)
-        if train_opt['update_order'] != 'd_first':
-            raise OptionError('`train.update_order`: StyleGAN2 updates the discriminator first, each network on fakes '
-                              'of its own. Write `d_first`, or leave it out.')
-        for label in 'gd':
-            optimizer, every = train_opt.get(f'optim_{label}'), train_opt[f'net_{label}_reg_every']
-            kind = OPTIMIZERS.get(str(optimizer.get('type'))) if isinstance(optimizer, dict) else None
-            if kind and 'betas' in signature(kind).parameters and isinstance(every, int) and every > 0:
-                train_opt[f'optim_{label}'].setdefault('betas', [0, 0.99**(every / (every + 1))])
+        complete_recipe(train_opt)
 
     def init_training_settings(self) -> None:
         """The base's, and the state of the path length regularisation."""
         super().init_training_settings()
         self.mean_path_length: Tensor | float = 0
 
-    def lq_size(self) -> tuple[int, ...]:  # type: ignore[override]
+    def lq_size(self) -> tuple[int, ...]:
         """Shape of one latent, (1, num_style_feat)."""
         return (1, self.latent_size(self.opt))
 
-    def gt_size(self) -> tuple[int, int, int, int]:
+    def gt_size(self) -> tuple[int, ...]:
         """Shape of one image, (1, 3, out_size, out_size)."""
         size = self.opt['network_g']['out_size']
         return (1, 3, size, size)
@@ -145,11 +89,11 @@ class SDStyleGAN2Model(DistillationModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One update of the discriminator, one of the generator, and the EMA."""
-        self._enter_stage(current_iter)
+        stage = self.enter_stage(current_iter)
         self.loss_tensors: OrderedDict[str, Tensor] = OrderedDict()
         with self.runtime.iteration():
             self._update_d(current_iter)
-            self._update_g(current_iter)
+            self._update_g(current_iter, stage)
         self.runtime.guard.watch(self.loss_tensors)
         if self.ema_decay > 0:
             self.model_ema(self._ema_decay_at(current_iter))
@@ -164,42 +108,44 @@ class SDStyleGAN2Model(DistillationModel):
         return list(draw(2, batch).unbind(0)) if mixed else [draw(batch)]
 
     def _update_d(self, iteration: int) -> None:
-        self.net_d.requires_grad_(True)
-        self.optimizer_d.zero_grad()
+        net_d, optimizer = self.training.net_d, self.optimizers[1]
+        cri_gan: Any = self.terms['gan'].criterion
+        net_d.requires_grad_(True)
+        optimizer.zero_grad()
         with torch.no_grad():
             images = self.net_g(self._styles(len(self.gt)))[0]
-        fake = self.net_d(images)
-        real = self.net_d(self.gt)
-        loss = self.cri_gan(real, True, is_disc=True) + self.cri_gan(fake, False, is_disc=True)
+        fake = net_d(images)
+        real = net_d(self.gt)
+        loss = cri_gan(real, True, is_disc=True) + cri_gan(fake, False, is_disc=True)
         self.runtime.backward(loss)
-        self.adversary.judged = real.detach(), fake.detach()
+        self.verdict = real.detach(), fake.detach()
         self.loss_tensors.update(l_d=loss, real_score=real.detach().mean(), fake_score=fake.detach().mean())
         if self.adversary.r1_weight and iteration % self.adversary.r1_every == 0:
             self.loss_tensors['l_d_r1'] = self.adversary.penalize(self.gt)
-        self.runtime.step(self.optimizer_d)
+        self.runtime.step(optimizer)
 
-    def _update_g(self, iteration: int) -> None:
-        self.net_d.requires_grad_(False)
-        self.optimizer_g.zero_grad()
+    def _update_g(self, iteration: int, stage: Stage) -> None:
+        net_d, optimizer = self.training.net_d, self.optimizers[0]
+        net_d.requires_grad_(False)
+        optimizer.zero_grad()
         styles = self._styles(len(self.gt))
         before = RandomState.now()
         fake = self.net_g(styles)[0]
-        loss = self.cri_gan(self.net_d(fake), True, is_disc=False)
+        loss = self.terms['gan'].criterion(net_d(fake), True, is_disc=False)
         self.loss_tensors['l_g'] = loss
-        if 'self_distill' in self._losses(iteration):
-            loss = loss + self._self_distill(styles, fake, before)
+        if 'self_distill' in losses_on(self.terms, stage, iteration):
+            loss = loss + self._self_distill(styles, fake, before, Step(iteration, stage, styles[0], {}))
         self.runtime.backward(loss)
         train_opt = self.opt['train']
         if train_opt['path_reg_weight'] and iteration % train_opt['net_g_reg_every'] == 0:
             self._regularize_path()
-        self.runtime.step(self.optimizer_g)
+        self.runtime.step(optimizer)
         self.lq, self.output = styles[0], fake.detach() / 2 + 0.5
 
-    def _self_distill(self, styles: list[Tensor], fake: Tensor, before: RandomState) -> Tensor | float:
+    def _self_distill(self, styles: list[Tensor], fake: Tensor, before: RandomState, step: Step) -> Tensor | float:
         """The loss against the EMA's images of the same latents, mixing and noise: those drawn from `before` on."""
         with torch.no_grad(), before.replay():
             ema = self.net_g_ema(styles)[0]
-        step = Step(styles[0], {})
         step.output, step.ema = fake / 2 + 0.5, ema / 2 + 0.5
         logs = self.terms['self_distill'](step)
         self.loss_tensors.update(logs)

@@ -1,8 +1,11 @@
 """Which losses and optimizers are on at which iteration: a pure function of it, so nothing of it is saved."""
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
+
+from kd_utils.schema.stages import distils_discriminator, trains_discriminator
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,7 @@ class Stage:
         end: Its last iteration.
         losses: Names of the generator's losses, `<name>_opt` in the YAML.
         train_d: Whether the student discriminator is updated.
-        distill_d: Whether feature_kd_d is part of that update.
+        distill_d: Whether the discriminator's feature losses are part of that update.
         weights: Extra factors of this stage on losses, 1 where absent.
         optimizer: `keep` the optimizers' moments from the stage before, or start `fresh`.
         ema: `keep` the EMA generator from the stage before, or start from the active one, `fresh`.
@@ -49,15 +52,16 @@ class Stages(list[Stage]):
     Args:
         train_opt: The `train` section, already checked. Without `stages` there is one, with every configured loss on.
         configured: Names of the generator's losses that have a `<name>_opt`.
+        features: Those of them that compare feature maps.
     """
 
-    def __init__(self, train_opt: dict[str, Any], configured: list[str]) -> None:
+    def __init__(self, train_opt: dict[str, Any], configured: list[str], features: Collection[str] = ()) -> None:
         total = int(train_opt['total_iter'])
         options = train_opt.get('stages') or [{'name': 'train', 'iters': total, 'losses': configured}]
         super().__init__()
         start = 1
         for option in options:
-            self.append(_stage(option, start, configured))
+            self.append(_stage(option, start, features))
             start = self[-1].end + 1
 
     def update_generator(self) -> bool:
@@ -73,11 +77,8 @@ class Stages(list[Stage]):
         return next((stage for stage in self if iteration <= stage.end), self[-1])
 
 
-def _stage(option: dict[str, Any], start: int, configured: list[str]) -> Stage:
-    option = dict(option)
+def _stage(option: dict[str, Any], start: int, features: Collection[str]) -> Stage:
+    decided = {'train_d': trains_discriminator(option), 'distill_d': distils_discriminator(option, features)}
+    option = {**option, **decided}
     iters, losses = int(option.pop('iters')), tuple(option.pop('losses', ()))
-    own_discriminator = option.get('discriminator', 'student') == 'student'
-    option.setdefault('train_d', 'gan' in losses and own_discriminator)
-    # the discriminator is distilled where the generator's features are, or wherever it is trained if they never are
-    distill_d = 'feature_kd' in losses or 'feature_kd' not in configured
-    return Stage(start=start, end=start + iters - 1, losses=losses, distill_d=distill_d, **option)
+    return Stage(start=start, end=start + iters - 1, losses=losses, **option)

@@ -1,7 +1,7 @@
 """Feature maps of a network by module path, taken from the same pass as its output."""
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,11 @@ class Taps:
         net: The network.
         paths: Module paths as in `net.named_modules()`, such as `body.5` or `conv_after_body`.
         owner: What the network is called in error messages.
-        overwritten: Which of them are overwritten in place, as `probe` finds out; all, to be safe, by default.
+        overwritten: Which of them are overwritten in place; None where that is to be found out, as `probe` does.
 
     Attributes:
-        found_overwritten: Those of the paths whose maps were overwritten in the passes so far.
+        found_overwritten: Those of the paths whose maps were overwritten in the passes so far, where `overwritten` is
+            None.
 
     Raises:
         OptionError: A path is not a module of the network.
@@ -32,6 +33,7 @@ class Taps:
     def __init__(self, net: nn.Module, paths: Iterable[str], owner: str = 'the network',
                  overwritten: Collection[str] | None = None) -> None:
         modules = dict(net.named_modules())
+        self.net = net
         self.paths = list(paths)
         self.owner = owner
         for path in self.paths:
@@ -40,8 +42,16 @@ class Taps:
                                   'Name one of these or one inside: '
                                   f'{", ".join(name for name, _ in net.named_children())}.')
         self._modules = {path: modules[path] for path in self.paths}
+        self._watching = overwritten is None
+        self._results: dict[str, tuple[Tensor, int]] = {}  # of a pass that is watched
         self._cloned = set(self.paths if overwritten is None else overwritten)
         self.found_overwritten: set[str] = set()
+
+    @classmethod
+    def union(cls, taps: Sequence[Taps]) -> Taps:
+        """The layers of several taps of one network, each once."""
+        paths = dict.fromkeys(path for one in taps for path in one.paths)
+        return cls(taps[0].net, paths, taps[0].owner, {path for one in taps for path in one._cloned})
 
     def run(self, forward: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Calls `forward` and returns its result with the maps, each as (N, C, H, W).
@@ -51,7 +61,7 @@ class Taps:
         Raises:
             OptionError: A module was not called once, or did not return one tensor.
         """
-        seen: dict[str, list[tuple[Tensor, Tensor, int]]] = {path: [] for path in self.paths}
+        seen: dict[str, list[Tensor]] = {path: [] for path in self.paths}
         handles = [module.register_forward_hook(self._hook(seen[path], path))
                    for path, module in self._modules.items()]
         try:
@@ -62,23 +72,25 @@ class Taps:
         maps = {path: self._single(path, calls) for path, calls in seen.items()}
         return output, maps
 
-    def _hook(self, calls: list, path: str) -> Callable:
+    def _hook(self, calls: list[Tensor], path: str) -> Callable:
         def hook(module: nn.Module, inputs: tuple, result: Tensor) -> None:
             if not torch.is_tensor(result):
                 raise OptionError(f'Layer `{path}` of {self.owner} returns a {type(result).__name__}, not a tensor. '
                                   'Name a layer inside it, such as its last convolution.')
-            kept = result.clone() if path in self._cloned else result
-            calls.append((kept, result, result._version))
+            calls.append(result.clone() if path in self._cloned else result)
+            if self._watching:
+                self._results[path] = result, result._version
         return hook
 
-    def _single(self, path: str, calls: list[tuple[Tensor, Tensor, int]]) -> Tensor:
+    def _single(self, path: str, calls: list[Tensor]) -> Tensor:
         if len(calls) != 1:
             raise OptionError(f'Layer `{path}` of {self.owner} is called {len(calls)} times in one pass. '
                               'Name a layer that is called once.')
-        kept, result, version = calls[0]
-        if result._version != version:
-            self.found_overwritten.add(path)
-        return _as_map(kept, path)
+        if self._watching:
+            result, version = self._results.pop(path)  # a map must not outlive its pass
+            if result._version != version:
+                self.found_overwritten.add(path)
+        return _as_map(calls[0], path)
 
 
 def _as_map(x: Tensor, path: str) -> Tensor:

@@ -56,11 +56,11 @@ class OptionallyUnconditionalModel(DistillationModel):
         """Side of the images; None in super-resolution."""
         return self.opt['network_g'].get('size')
 
-    def gt_size(self) -> tuple[int, int, int, int]:
+    def gt_size(self) -> tuple[int, ...]:
         """Shape of a training batch of one, (1, 3, size, size)."""
         return (1, 3, self.size, self.size) if self.size else super().gt_size()
 
-    def lq_size(self) -> tuple[int, ...]:  # type: ignore[override]
+    def lq_size(self) -> tuple[int, ...]:
         """Shape of the input of one, (1, 3 * size * size)."""
         return (1, 3 * self.size**2) if self.size else super().lq_size()
 

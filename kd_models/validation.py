@@ -30,19 +30,24 @@ class ValidatedModel(SRModel):
 
     Attributes:
         adapter: How the generator is called.
-        teacher: The frozen networks, None where there are none.
+        teachers: The frozen networks by name, `teacher` for that of the section `teacher`.
         validated: The last training iteration that was validated, `iter`, and its `metrics` by set and name.
         interrupted: Asked before each image; a validation that is interrupted is not reported, and not `validated`.
     """
     net_g: Any
     adapter: Adapter
-    teacher: Teacher | None
+    teachers: dict[str, Teacher]
     validated: dict[str, Any]
 
     def __init__(self, opt: dict[str, Any]) -> None:
         self.validated = {}
         self.interrupted: Callable[[], bool] = lambda: False
         super().__init__(opt)
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The teacher of the section `teacher`; None where there is none."""
+        return self.teachers.get('teacher')
 
     def test(self) -> None:
         """`self.output` from `self.lq`, by the EMA generator where there is one."""
@@ -105,8 +110,8 @@ class ValidatedModel(SRModel):
     def _reference(self, source: str) -> np.ndarray | None:
         if source == 'gt':
             return tensor2img([self.gt.cpu()]) if hasattr(self, 'gt') else None
-        assert self.teacher is not None
-        return tensor2img([self.teacher.generate(self.lq)[0].cpu()])
+        name = source if source == 'teacher' else f'teacher.{source}'
+        return tensor2img([self.teachers[name].generate(self.lq)[0].cpu()])
 
     def _image_path(self, dataset: str, name: str, current_iter: int | str) -> str:
         root = self.opt['path']['visualization']
@@ -196,7 +201,7 @@ class _Measured:
                     self.of_set[name] = METRIC_REGISTRY.get(option['type'])(**arguments)
 
     def add(self, image: str, img: np.ndarray, reference: Callable[[str], np.ndarray | None]) -> None:
-        """Measures an image, (H, W, C) uint8 BGR, against `reference('gt')` or `reference('teacher')`."""
+        """Measures an image, (H, W, C) uint8 BGR, against `reference('gt')` or a teacher's `reference(NAME)`."""
         references: dict[str, np.ndarray | None] = {}
         values = self.images[image] = {}
         for name, option in self._possible():
@@ -251,7 +256,7 @@ class _Measured:
 
 
 def refers_to_teacher(metric_opt: dict[str, Any]) -> bool:
-    return metric_opt.get('reference') == 'teacher'
+    return metric_opt.get('reference', 'gt') != 'gt'
 
 
 def measures_a_set(metric_opt: dict[str, Any]) -> bool:

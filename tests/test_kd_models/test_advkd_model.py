@@ -11,9 +11,12 @@ from torch.nn.functional import l1_loss, softplus
 from kd_cli.loop import test_pipeline as run_test
 from kd_cli.loop import train_pipeline
 from kd_data.draws import seed_everything
-from kd_models.advkd_model import AdvKDModel, progressive_stages, tapped_states
+from kd_models import advkd_model
+from kd_models.advkd_model import AdvKDModel
+from kd_models.advkd_options import progressive_stages
 from kd_models.distillation_model import DistillationModel
 from kd_models.phase_adversary import gradient_penalty
+from kd_models.phases import states_that_teach, wanted
 from kd_utils.options import OptionError, check_options
 from kd_utils.resize import bicubic
 from tests.support import (
@@ -54,9 +57,9 @@ def faithful_options(folder, train_opt=None, **top):
 
 
 def test_which_states_teach():
-    assert tapped_states(11, 10) == list(range(11))
-    assert tapped_states(5, 10) == [2, 4, 6, 8, 10]
-    assert tapped_states(3, 4) == [1, 3, 4] and tapped_states(1, 10) == [10]
+    assert states_that_teach(11, 10) == list(range(11))
+    assert states_that_teach(5, 10) == [2, 4, 6, 8, 10]
+    assert states_that_teach(3, 4) == [1, 3, 4] and states_that_teach(1, 10) == [10]
 
 
 def test_the_iterations_of_each_phase():
@@ -72,15 +75,15 @@ def test_the_last_phase_is_taught_the_teachers_image(tmp_path, target, residual)
     model = build_model(options(tmp_path, {'target': target}, teacher={'residual': residual}))
     item, = batches(1)
     train_seeded(model, [item])
-    drawn, net = model.drawn, model.teacher.net_g
+    drawn, net, sizes = model.drawn, model.teacher.net_g, model.net_g.sizes
     way = net.trajectory(drawn['noise'], net.condition(item['lq']))
     j = [1, 3, 4]
     expected = [way.states[i] for i in j] if target == 'xt' else [way.estimates[i - 1] for i in j]
     for k in range(3):
         torch.testing.assert_close(drawn['states'][:, k], expected[k].clamp(-1, 1))
-        assert model._wanted(k).shape[-1] == 16 * [1, 1, 2][k]
-    torch.testing.assert_close(model._wanted(0), bicubic(drawn['states'][:, 0], 16))
-    assert torch.equal(drawn['states'][:, 2], model._wanted(2))
+        assert wanted(drawn['states'], k, sizes).shape[-1] == 16 * [1, 1, 2][k]
+    torch.testing.assert_close(wanted(drawn['states'], 0, sizes), bicubic(drawn['states'][:, 0], 16))
+    assert torch.equal(drawn['states'][:, 2], wanted(drawn['states'], 2, sizes))
 
 
 def test_the_losses_by_hand(tmp_path):
@@ -96,15 +99,15 @@ def test_the_losses_by_hand(tmp_path):
     net, drawn, lq = model.net_g, model.drawn, item['lq']
     maps = net.features(net.enter(lq, drawn['noise']), 2)
     images = [head(x) for head, x in zip([*model.aux['phase_heads'], net.head], maps, strict=True)]
-    wanted = [model._wanted(k) for k in range(3)]
-    pairs = list(zip(images, wanted, strict=True))
+    taught = [wanted(drawn['states'], k, net.sizes) for k in range(3)]
+    pairs = list(zip(images, taught, strict=True))
     assert log['l_g_phase_kd'] == pytest.approx(float(sum(l1_loss(s, y) for s, y in pairs)), rel=1e-4)
     fake = [model.net_d(s, lq, drawn['noise'], phase=k) for k, s in enumerate(images)]
-    real = [model.net_d(y.requires_grad_(), lq, drawn['noise'], phase=k) for k, y in enumerate(wanted)]
+    real = [model.net_d(y.requires_grad_(), lq, drawn['noise'], phase=k) for k, y in enumerate(taught)]
     assert log['l_g_gan'] == pytest.approx(0.02 * float(sum(softplus(-x).mean() for x in fake)), rel=1e-4)
     assert log['l_d_real'] == pytest.approx(float(sum(softplus(-x).mean() for x in real)), rel=1e-4)
     assert log['l_d_fake'] == pytest.approx(float(sum(softplus(x).mean() for x in fake)), rel=1e-4)
-    slopes = [torch.autograd.grad(x.sum(), y)[0] for x, y in zip(real, wanted, strict=True)]
+    slopes = [torch.autograd.grad(x.sum(), y)[0] for x, y in zip(real, taught, strict=True)]
     assert log['l_d_r1'] == pytest.approx(float(sum(g.square().sum((1, 2, 3)).mean() for g in slopes)), rel=1e-4)
 
 
@@ -151,7 +154,7 @@ def test_discriminators_depend_on_the_lr_image_and_faithful_ones_on_the_noise():
 
 def test_everything_meant_to_learn_moves_and_the_teacher_does_not(tmp_path):
     model = build_model(options(tmp_path, {'ema_decay': 0.9}))
-    modules = {**model.trained()}
+    modules = {**model.training.trained}
     before = {name: weights(module) for name, module in modules.items()}
     teacher = weights(model.teacher.net_g)
     train_seeded(model, batches(2))
@@ -182,7 +185,7 @@ def test_growing_students_train_up_to_the_newest_phase(tmp_path, phase):
     """Blocks up to it, its own head and discriminator; all others keep their weights."""
     stages = [{'name': 'one', 'iters': 100, 'losses': ['gan'], 'phase': phase}]
     model = build_model(faithful_options(tmp_path, {'stages': stages}))
-    before = {name: weights(module) for name, module in model.trained().items()}
+    before = {name: weights(module) for name, module in model.training.trained.items()}
     train_seeded(model, batches(1))
     heads = [*model.aux['phase_heads'], model.net_g.head]
 
@@ -201,7 +204,7 @@ def test_the_faithful_preset(tmp_path):
     model = build_model(faithful_options(tmp_path, {'total_iter': 15, 'scheduler': None}))
     assert [(s.phase, s.end - s.start + 1, s.losses, s.optimizer) for s in model.stages] == [
         (k, k, ('gan', ), 'fresh') for k in range(1, 6)]
-    assert model.taps == [0, 1, 2, 3, 4]
+    assert model.states == [0, 1, 2, 3, 4]
     logs = train_seeded(model, batches(3))
     assert model.drawn['states'].shape[1] == 2  # phase 2 of iterations 2 and 3: X_0, X_1 by one step of the teacher
     assert {'l_g_gan', 'l_d_real', 'l_d_fake', 'l_d_gp', 'stage'} <= set(logs[0]) and 'l_g_phase_kd' not in logs[0]
@@ -226,8 +229,8 @@ def test_a_student_that_grows_gets_a_longer_trajectory(tmp_path):
 
 def test_a_trajectory_is_used_more_than_once(tmp_path, monkeypatch):
     model = build_model(options(tmp_path, {'traj_reuse': 2}))
-    calls, draw = [], model._draw
-    monkeypatch.setattr(model, '_draw', lambda phases: (calls.append(phases), draw(phases))[1])
+    calls, draw = [], model.draw
+    monkeypatch.setattr(model, 'draw', lambda phases: (calls.append(phases), draw(phases))[1])
     data = batches(5)
     train_seeded(model, data)
     assert calls == [3, 3, 3]
@@ -248,8 +251,8 @@ def test_resume(tmp_path, preset, stop):
     data = batches(5)
     seed_everything(1)
     whole, part = build_model(opt()), build_model(opt())
-    for name, module in whole.trained().items():
-        part.trained()[name].load_state_dict(module.state_dict())
+    for name, module in whole.training.trained.items():
+        part.training.trained[name].load_state_dict(module.state_dict())
     part.net_g_ema.load_state_dict(whole.net_g_ema.state_dict())
     train_seeded(whole, data)
     train_seeded(part, data[:stop])
@@ -260,8 +263,8 @@ def test_resume(tmp_path, preset, stop):
     resumed = build_model(again)
     resumed.resume_training(torch.load(tmp_path / f'training_states/{stop}.state', weights_only=True))
     train_seeded(resumed, data[stop:], stop + 1)
-    for name, module in whole.trained().items():
-        assert_equal_weights(weights(resumed.trained()[name]), weights(module))
+    for name, module in whole.training.trained.items():
+        assert_equal_weights(weights(resumed.training.trained[name]), weights(module))
     assert_equal_weights(weights(resumed.net_g_ema), weights(whole.net_g_ema))
 
 
@@ -384,7 +387,7 @@ def test_the_cache_is_the_teachers_trajectory(tmp_path, images, monkeypatch):
     first = trained(tmp_path / 'a', yml)
     record = json.loads((tmp_path / 'cache/teacher.json').read_text())
     assert record['trajectory'] == {'states': [1, 3, 4], 'target': 'xt'} and record['network_g']['steps'] == 4
-    monkeypatch.setattr(AdvKDModel, '_states', None)
+    monkeypatch.setattr(advkd_model, 'trajectory', None)
     assert_equal_weights(trained(tmp_path / 'b', yml)['params'], first['params'])
     for change in ({'steps': 8}, {'seed': 3}):
         yml['teacher']['network_g'] = {**UNET, **change}
@@ -405,7 +408,7 @@ def test_a_crop_of_the_cache_is_noise_and_states_of_the_same_place(tmp_path, ima
     item = cache[0]
     assert item['teacher'].shape == (12, 32, 32)
     model.feed_data({name: value[None] for name, value in item.items() if torch.is_tensor(value)})
-    drawn = model._draw(3)
+    drawn = model.draw(3)
     assert drawn['noise'].shape == (1, 3, 32, 32) and drawn['states'].shape == (1, 3, 3, 32, 32)
     assert drawn['noise'].std() == pytest.approx(1, abs=0.1) and drawn['states'].abs().max() <= 1
     whole = build_dataset({**opt, 'phase': 'val'})[0]['lq'][None]

@@ -61,7 +61,7 @@ def test_a_pipeline_of_diffusers_teaches(tmp_path):
     assert net.size == SIZE and net.timesteps == 1000 and net.sampler.scheduler.config.prediction_type == 'epsilon'
     model.feed_data({'lq': torch.randn(3, 3 * SIZE**2)})
     model.optimize_parameters(1)
-    drawn = model._draw(3)
+    drawn = model.draw(3)
     noise = drawn['noise']
     with torch.no_grad():
         eps = unet(noise, 999).sample
@@ -69,7 +69,7 @@ def test_a_pipeline_of_diffusers_teaches(tmp_path):
     x0 = ((noise - (1 - abar[999]).sqrt() * eps) / abar[999].sqrt()).clamp(-1, 1)
     expected = abar[499].sqrt() * x0 + (1 - abar[499]).sqrt() * eps
     torch.testing.assert_close(drawn['states'][:, 1], expected.clamp(-1, 1), atol=1e-4, rtol=1e-4)
-    assert model.taps == [0, 1, 2] and torch.equal(drawn['states'][:, 0], noise.clamp(-1, 1))
+    assert model.states == [0, 1, 2] and torch.equal(drawn['states'][:, 0], noise.clamp(-1, 1))
 
 
 @pytest.mark.parametrize('network, message', [

@@ -49,11 +49,11 @@ def test_colours_that_drift_away_are_said_but_not_those_of_an_untrained_network(
 def test_what_is_measured(tmp_path):
     model = build_model(gan_options(tmp_path))
     train(model, batches(1))
-    numbers = model.alarm.measure(model)
+    numbers = model._watched()
     shift = (model.output.mean((2, 3)) - model.lq.mean((2, 3))).abs().mean()
     assert torch.equal(numbers['drift'], shift)
-    model.adversary.judged = (torch.tensor([1., 2., -1., 3.]), torch.tensor([-1., -1., 1., 1.]))
-    assert float(model.alarm.measure(model)['accuracy']) == (0.75 + 0.5) / 2
+    model.verdict = (torch.tensor([1., 2., -1., 3.]), torch.tensor([-1., -1., 1., 1.]))
+    assert float(model._watched()['accuracy']) == (0.75 + 0.5) / 2
 
 
 def test_least_squares_are_judged_half_way_between_the_labels(tmp_path):
@@ -61,8 +61,9 @@ def test_least_squares_are_judged_half_way_between_the_labels(tmp_path):
     options['train']['gan_opt'].update(gan_type='lsgan')
     model = build_model(options)
     train(model, batches(1))
-    model.adversary._remember(torch.tensor([0.9, 1.1, 0.6, 0.4]), torch.tensor([0.1, -0.2, 0.3, 0.45]))
-    assert float(model.alarm.measure(model)['accuracy']) == (0.75 + 1) / 2
+    model.verdict = model.adversary.verdict(torch.tensor([0.9, 1.1, 0.6, 0.4]), torch.tensor([0.1, -0.2, 0.3, 0.45]),
+                                            model.terms['gan'].criterion)
+    assert float(model._watched()['accuracy']) == (0.75 + 1) / 2
 
 
 def test_nothing_is_measured_while_no_generator_is_judged(tmp_path):
@@ -71,13 +72,13 @@ def test_nothing_is_measured_while_no_generator_is_judged(tmp_path):
         stages = [{'name': 'warm-up', 'iters': 100, 'losses': losses, 'train_d': True}]
         model = build_model(gan_options(tmp_path, {'stages': stages}))
         train(model, batches(1))
-        assert model.alarm.measure(model) == {}
+        assert model._watched() == {}
 
 
 def test_nothing_is_measured_without_a_gan(tmp_path):
     model = build_model(model_options(tmp_path))
     train(model, batches(1))
-    assert model.alarm.measure(model) == {}
+    assert model._watched() == {}
 
 
 @pytest.mark.parametrize('mode', ['standard', 'relativistic'])
@@ -91,7 +92,7 @@ def test_a_run_that_breaks_is_warned_of(tmp_path, mode, warnings_logged):
         item['gt'] = torch.nn.functional.interpolate(item['lq'], scale_factor=2)
     for _ in range(3):
         train(model, good)
-    assert model.alarm._at_home >= READINGS
+    assert model.alarm._settled >= READINGS
     assert not any('mean colours' in text for text in warnings_logged)
     for group in model.optimizer_g.param_groups:
         group['lr'] = 10.

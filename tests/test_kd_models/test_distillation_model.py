@@ -8,8 +8,11 @@ from basicsr.archs import build_network
 from basicsr.models import build_model
 from basicsr.utils import get_root_logger
 
+from kd_models.advkd_model import AdvKDModel
+from kd_models.diffusion_model import DiffusionSRModel
 from kd_models.distillation_model import DistillationModel
 from kd_models.report import trained_and_frozen
+from kd_models.terms import TERMS
 from kd_utils.options import OptionError
 from tests.support import (
     EDSR,
@@ -255,7 +258,7 @@ def test_teacher_discriminator_gives_the_gradient_where_a_stage_says_so(tmp_path
                                 teacher=save_teacher(tmp_path, TEACHER, TEACHER_D)))
     lq = batches(1)[0]['lq']
     with torch.no_grad():
-        expected = model.cri_gan(model.teacher.net_d(model.net_g(lq)), True, is_disc=False).item()
+        expected = model.terms['gan'].criterion(model.teacher.net_d(model.net_g(lq)), True, is_disc=False).item()
     log = train(model, batches(1))[0]
     assert log == {'l_g_gan': pytest.approx(expected)}
 
@@ -414,8 +417,11 @@ def test_what_does_not_fit_is_refused_at_construction(tmp_path, change, message)
 
 
 def test_losses_are_registered_by_name():
-    assert set(DistillationModel.losses) == {'pixel', 'ldl', 'perceptual', 'gan', 'response_kd', 'feature_kd',
-                                             'contrastive', 'self_distill'}
+    """Those of the terms, of a method's own table too."""
+    assert {'pixel', 'ldl', 'perceptual', 'gan', 'response_kd', 'feature_kd', 'contrastive',
+            'self_distill'} <= set(DistillationModel.losses)
+    assert DistillationModel.losses == {name: term.default_type for name, term in TERMS.items()}
+    assert AdvKDModel.losses['phase_kd'] == 'L1Loss' and DiffusionSRModel.losses == {'diffusion': 'MSELoss'}
 
 
 def test_images_of_one_channel_for_a_network_of_three_are_refused(tmp_path):
@@ -427,7 +433,7 @@ def test_images_of_one_channel_for_a_network_of_three_are_refused(tmp_path):
 
 def test_a_discriminator_that_nothing_trains_is_said(tmp_path):
     model = build_model(gan_options(tmp_path, {'gan_opt': None, 'optim_d': None}))
-    assert trained_and_frozen(model).endswith('Frozen: net_d, which nothing trains.')
+    assert trained_and_frozen(model.training).endswith('Frozen: net_d, which nothing trains.')
 
 
 @pytest.mark.parametrize('train_opt, message', [

@@ -96,12 +96,13 @@ def test_student_ema_and_teacher_get_one_noise(tmp_path, network):
     for net in (model.net_g_ema, model.teacher.net_g):
         net.load_state_dict(with_noise(model.net_g).state_dict())
     model.ema_decay, steps = 0, []  # its rounding
-    model._update = lambda step, iteration: (model._forward(step, iteration), steps.append(step))
+    forward = model.update.forward
+    model.update = lambda step: (forward(step), steps.append(step), {})[2]
     for iteration, batch in enumerate(face_batches(1) * 2, 1):
         model.feed_data(batch)
         model.optimize_parameters(iteration)
     for step in steps:
-        assert torch.equal(step.output, step.teacher) and torch.equal(step.output, step.ema)
+        assert torch.equal(step.output, step.teachers['teacher']) and torch.equal(step.output, step.ema)
     assert not torch.allclose(steps[0].output, steps[1].output, atol=1e-3)
 
 
@@ -116,7 +117,8 @@ def test_self_distillation_compares_weights_and_not_noise(tmp_path):
 def test_other_families_draw_nothing(tmp_path):
     model = build(model_options(tmp_path))
     state = torch.get_rng_state()
-    assert model.adapter.inputs(model.net_g, torch.rand(0), {}) == {} == Step(torch.rand(0), {}).inputs
+    step = Step(1, model.stages[0], torch.rand(0), {})
+    assert model.adapter.inputs(model.net_g, torch.rand(0), {}) == {} == step.inputs
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -161,7 +163,7 @@ def test_the_alarm_measures_colours_in_0_to_1(tmp_path):
     model = build(face_options(tmp_path))
     train(model, face_batches(1))
     apart = model.output.mean((2, 3)) - model.lq.mean((2, 3))
-    torch.testing.assert_close(model.alarm.measure(model)['drift'], apart.abs().mean() / 2)
+    torch.testing.assert_close(model._watched()['drift'], apart.abs().mean() / 2)
 
 
 # --------------------------------------------------------------------------------------------------------------- SDAKD
@@ -170,14 +172,14 @@ def test_the_alarm_measures_colours_in_0_to_1(tmp_path):
 def test_three_stages(tmp_path):
     """Generator features only: no discriminator of a teacher is published. R1 is due at even iterations."""
     model = build(sdakd_options(tmp_path))
-    teacher, before = weights(model.teacher.net_g), {name: weights(net) for name, net in model.trained().items()}
+    teacher, before = weights(model.teacher.net_g), {name: weights(net) for name, net in model.training.trained.items()}
     logs = train(model, face_batches(6))
     d = {'l_d_real', 'l_d_fake', 'out_d_real', 'out_d_fake'}
     assert [set(log) - {'stage'} for log in logs] == [
         {'l_g_pix'}, {'l_g_pix'}, {'l_g_pix', 'l_g_feature_kd'} | d, {'l_g_pix', 'l_g_feature_kd', 'l_d_r1'} | d,
         {'l_g_pix', 'l_g_feature_kd', 'l_g_gan'} | d, {'l_g_pix', 'l_g_feature_kd', 'l_g_gan', 'l_d_r1'} | d]
     assert set(before) == {'net_g', 'net_d', 'aux.feature_kd'}
-    for name, net in model.trained().items():
+    for name, net in model.training.trained.items():
         assert [key for key, p in net.named_parameters() if torch.equal(p, before[name][key])] == []
     assert_equal_weights(weights(model.teacher.net_g), teacher)
 

@@ -101,10 +101,10 @@ def test_the_second_stage_gives_the_generator_nothing_of_the_discriminator(tmp_p
 def test_everything_learns_and_the_teachers_stay(tmp_path):
     model = build_model(sdakd_options(tmp_path))
     teachers = [weights(model.teacher.net_g), weights(model.teacher.net_d)]
-    before = {name: weights(net) for name, net in model.trained().items()}
+    before = {name: weights(net) for name, net in model.training.trained.items()}
     train(model, batches(6))
     assert set(before) == {'net_g', 'net_d', 'aux.feature_kd', 'aux.feature_kd_d'}
-    for name, net in model.trained().items():
+    for name, net in model.training.trained.items():
         for key, value in net.named_parameters():
             assert not torch.equal(value, before[name][key]), (name, key)
     assert_equal_weights(weights(model.teacher.net_g), teachers[0])
@@ -167,7 +167,7 @@ def test_a_generator_that_no_stage_updates_is_frozen_with_its_statistics(tmp_pat
     before = weights(model.net_g)
     train(model, batches(2))
     assert_equal_weights(weights(model.net_g), before)
-    assert trained_and_frozen(model) == 'Trained tensors: net_d 12. Frozen: net_g.'
+    assert trained_and_frozen(model.training) == 'Trained tensors: net_d 12. Frozen: net_g.'
 
 
 def test_a_discriminator_is_made_for_a_teacher_and_teaches(tmp_path, images, caplog):

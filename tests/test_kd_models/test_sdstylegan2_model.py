@@ -13,6 +13,7 @@ from kd_cli.loop import train_pipeline
 from kd_cli.prepare import main as prepare
 from kd_models.distillation_model import DistillationModel
 from kd_models.sdstylegan2_model import SDStyleGAN2Model
+from kd_models.step import Step
 from kd_utils.options import OptionError, apply_aliases, check_options
 from kd_utils.rng import RandomState
 from tests.support import assert_equal_weights, model_options, train_seeded, weights, write_yaml
@@ -97,7 +98,7 @@ def test_the_value_is_of_images_between_0_and_1(tmp_path):
     before = RandomState.now()
     with torch.no_grad(), before.replay():
         ema = model.net_g_ema(styles)[0]
-    value = model._self_distill(styles, fake, before)
+    value = model._self_distill(styles, fake, before, Step(1, model.stage, styles[0], {}))
     assert float(value) == pytest.approx(float(((fake - ema) / 2).square().mean()), rel=1e-5)
 
 

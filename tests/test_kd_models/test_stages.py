@@ -28,7 +28,8 @@ def test_without_stages_everything_is_on():
     (['pixel'], ['pixel', 'feature_kd'], [False]),                            # a stage without distillation
 ])
 def test_where_the_discriminator_is_distilled(losses, configured, expected):
-    stages = Stages({'total_iter': 1, 'stages': [{'name': 'a', 'iters': 1, 'losses': losses}]}, configured)
+    features = [name for name in configured if name == 'feature_kd']
+    stages = Stages({'total_iter': 1, 'stages': [{'name': 'a', 'iters': 1, 'losses': losses}]}, configured, features)
     assert [s.distill_d for s in stages] == expected
 
 

@@ -16,7 +16,6 @@ from basicsr.models import build_model
 from kd_cli.loop import create_loaders
 from kd_data.draws import seed_everything
 from kd_models.mcadkd_model import MCADKDModel
-from kd_models.step import Step
 from kd_utils import checkpoint
 from kd_utils.options import parse_options
 
@@ -37,12 +36,11 @@ def options(iteration):
 def gradients(model, data):
     """Loss -> its weighted gradient with respect to the student's parameters, as one vector."""
     model.feed_data(data)
-    model._enter_stage(10**6)  # a stage with all losses
-    step = Step(model.lq, {'gt': model.gt})
-    model._forward(step, 10**6)
+    step = model.step(10**6, model.enter_stage(10**6))  # a stage with all losses
+    model.update.forward(step)
     found = {}
-    for name, term in model.terms.items():
-        loss = sum(value for key, value in term(step).items() if key.startswith('l_'))
+    for name in step.losses:
+        loss = sum(value for key, value in model.terms[name](step).items() if key.startswith('l_'))
         grads = torch.autograd.grad(loss, list(model.net_g.parameters()), retain_graph=True)
         found[name] = torch.cat([grad.flatten() for grad in grads])
     return found

@@ -1,0 +1,54 @@
+"""Which places of a feature map are alike: distillation of spatial affinities."""
+from __future__ import annotations
+
+import torch
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@LOSS_REGISTRY.register()
+class SpatialAffinityLoss(nn.Module):
+    """Mean over layers of |A(F_l^S) - A(sg F_l^T)|_1 / (H W)^2, with A(F) = F~^T F~ and F~ = F / |F|_2 per place.
+
+    F~ is (C, H W): each column is the feature vector of one place, of length 1, so that A, (H W, H W), has the cosines
+    of all pairs of places. Channels do not appear in it, so that maps of any width are compared without adaptors, and
+    nothing is trained. Source: He et al., "FAKD: Feature-Affinity Based Knowledge Distillation for Efficient Image
+    Super-Resolution" (ICIP 2020).
+
+    Args:
+        layers: Teacher layer -> student layer, module paths. Supplied by the model.
+        loss_weight: Weight of the loss.
+        largest_side: Maps with a longer side are averaged down to it, both networks' alike: A grows with the fourth
+            power of the side, to 64 MiB per image at 64x64. By default 48, the side of the paper's LR crops.
+    """
+    supplied = ('layers', )
+    options = ('layers', )
+
+    def __init__(self, *, layers: dict[str, str], loss_weight: float = 1.0, largest_side: int = 48) -> None:
+        super().__init__()
+        self.layers = dict(layers)
+        self.loss_weight = loss_weight
+        self.largest_side = largest_side
+
+    def forward(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
+        """The weighted loss.
+
+        Args:
+            student: The student's maps by its layer, each (N, C_s, H, W).
+            teacher: The teacher's maps by its layer, each (N, C_t, H, W); no gradient reaches them.
+
+        Returns:
+            Tensor: A scalar.
+        """
+        distances = [F.l1_loss(self._affinity(student[of_student]), self._affinity(teacher[of_teacher].detach()))
+                     for of_teacher, of_student in self.layers.items()]
+        return self.loss_weight * torch.stack(distances).mean()
+
+    def _affinity(self, maps: Tensor) -> Tensor:
+        """A, (N, H W, H W)."""
+        height, width = (min(side, self.largest_side) for side in maps.shape[-2:])
+        if (height, width) != maps.shape[-2:]:
+            maps = F.adaptive_avg_pool2d(maps, (height, width))
+        places = F.normalize(maps.flatten(2), dim=1)  # (N, C, H W)
+        return places.transpose(1, 2) @ places
