@@ -25,6 +25,8 @@ GAN = {'gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla', 'loss_weight': 0.1}
        'optim_d': {'type': 'Adam', 'lr': 1e-3, 'betas': [0.9, 0.99]}}
 
 
+ORDERS = ['simultaneous', 'g_first', 'd_first']
+
 # The changes that make a GAN with adaptors of `train_yaml`.
 GAN_YAML = {'network_d': dict(UNET),
             'train__gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla', 'loss_weight': 0.1},
@@ -122,6 +124,20 @@ def model_options(folder, train: dict | None = None, **top) -> dict:
 def gan_options(folder, train: dict | None = None, **top) -> dict:
     """`model_options` with a U-Net discriminator."""
     return model_options(folder, {**deepcopy(GAN), **(train or {})}, **{'network_d': dict(UNET), **top})
+
+
+def full_options(folder, **changes) -> dict:
+    """`gan_options` with a teacher and the base's losses that need no file: everything that it can train."""
+    losses = {'response_kd_opt': {'type': 'L1Loss', 'loss_weight': 0.5}, 'feature_kd_opt': {'type': 'MLPFeatureLoss'},
+              'feature_kd_d_opt': {'type': 'MLPFeatureLoss'}, 'ldl_opt': {'type': 'L1Loss'}, 'ema_decay': 0.9,
+              'r1_reg_weight': 10, 'net_d_reg_every': 2}
+    return gan_options(folder, {**losses, **changes}, teacher=save_teacher(folder, TEACHER, {**UNET, 'num_feat': 8}))
+
+
+def build(options: dict):
+    """The model of these options, the same each time."""
+    torch.manual_seed(1)
+    return build_model(options)
 
 
 def batches(count: int, size: int = 16, scale: int = 2, batch: int = 2) -> list[dict]:
