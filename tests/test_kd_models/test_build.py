@@ -73,12 +73,11 @@ def test_names_of_teachers(tmp_path):
     assert build_teachers({}, torch.device('cpu')) == {}
 
 
-def test_building_twice_from_the_same_options(tmp_path):
-    """Nothing is taken out of them on the way, such as the `type` of a loss."""
-    options = full_options(tmp_path)
-    first = build(options)
-    kept = deepcopy(options)
-    second = build(options)
-    assert options == kept
+def test_a_models_own_options_build_it_again(tmp_path):
+    """Nothing is taken out of them on the way, such as the `type` of an optimizer."""
+    first = build(full_options(tmp_path))
+    kept = deepcopy(first.opt)
+    second = build(first.opt)
+    assert first.opt == kept == second.opt
     for name, net in first.training.trained.items():
         assert_equal_weights(weights(net), weights(second.training.trained[name]))
