@@ -35,6 +35,7 @@ from tests.support import (
     EDSR,
     GCFSR_D,
     GCFSR_TEACHER,
+    ORDERS,
     UNET,
     WithBatchNorm,
     batches,
@@ -139,7 +140,7 @@ def adversarial(order, mode):
     return options
 
 
-for order in ('simultaneous', 'g_first', 'd_first'):
+for order in ORDERS:
     for mode in ('standard', 'relativistic'):
         case(f'{order}-{mode}', resumed=mode == 'relativistic')(adversarial(order, mode))
 
@@ -274,6 +275,24 @@ def gcfsr_sdakd(folder):
     teacher = save_teacher(folder, GCFSR_TEACHER, {**GCFSR_D, 'narrow': 1 / 32})
     losses = {**FEATURE_KD, **FEATURE_KD_D, 'stages': STAGES, 'total_iter': ITERATIONS}
     return face_options(folder, losses, model_type='SDAKDModel', teacher=teacher), face_batches(ITERATIONS)
+
+
+@case('dukd', resumed=True)
+def dukd(folder):
+    return model_options(folder, model_type='DUKDModel', teacher=save_teacher(folder)), batches(ITERATIONS)
+
+
+@case('several_teachers')
+def several_teachers(folder):
+    """Two feature losses on either side, of two teachers, and the mean of both."""
+    affinity = {'type': 'SpatialAffinityLoss', 'loss_weight': 0.5}
+    losses = {'response_kd_opt': {'type': 'L1Loss', 'teacher': ['teacher', 'wide'], 'combine': 'mean'}, **FEATURE_KD,
+              **FEATURE_KD_D, 'feature_affinity_opt': {**affinity, 'teacher': 'wide'},
+              'feature_affinity_d_opt': affinity}
+    wide = folder / 'wide'
+    wide.mkdir(exist_ok=True)
+    return gan_options(folder, losses, teacher=save_teacher(folder, network_d=TEACHER_D),
+                       teachers={'wide': save_teacher(wide, {**EDSR, 'num_feat': 10})}), batches(ITERATIONS)
 
 
 # ----------------------------------------------------------------------------------------------------------- the hashes
