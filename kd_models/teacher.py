@@ -61,8 +61,3 @@ class Teacher:
             weights.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return {'network_g': self.adapter.network_opt, 'adapter': type(self.adapter).__name__,
                 'weights': weights.hexdigest()}
-
-    @torch.no_grad()
-    def discriminate(self, images: Tensor, taps: Taps) -> dict[str, Tensor]:
-        """The feature maps of the teacher's discriminator for `images` (N, C, H, W)."""
-        return taps.run(lambda: self.net_d(images))[1]

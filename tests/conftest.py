@@ -10,8 +10,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from basicsr.archs import vgg_arch
 from basicsr.utils import get_root_logger
 from basicsr.utils.matlab_functions import imresize
+
+from tests.support import random_vgg
 
 # made now, else its stream is the captured stderr of the first test that logs, which is closed with that test
 get_root_logger().setLevel(logging.ERROR)
@@ -36,6 +39,13 @@ def images(tmp_path_factory):
         cv2.imwrite(str(root / 'hr' / f'{i}.png'), image.astype(np.uint8))
         cv2.imwrite(str(root / 'lr' / f'{i}.png'), lr.astype(np.uint8))
     return root
+
+
+@pytest.fixture
+def vgg_without_download(monkeypatch):
+    """PerceptualLoss with random weights."""
+    for name in ('vgg16', 'vgg19'):
+        monkeypatch.setattr(vgg_arch.vgg, name, lambda pretrained, name=name: random_vgg(name))
 
 
 @pytest.fixture

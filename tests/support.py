@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from basicsr.archs import build_network
 from basicsr.models import build_model
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
+from torchvision.models.vgg import cfgs, make_layers
 
 from kd_data.draws import seed_everything
 from kd_models.distillation_model import DistillationModel
@@ -21,6 +24,8 @@ UNET = {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4}
 GAN = {'gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla', 'loss_weight': 0.1},
        'optim_d': {'type': 'Adam', 'lr': 1e-3, 'betas': [0.9, 0.99]}}
 
+
+ORDERS = ['simultaneous', 'g_first', 'd_first']
 
 # The changes that make a GAN with adaptors of `train_yaml`.
 GAN_YAML = {'network_d': dict(UNET),
@@ -67,6 +72,14 @@ class WithBatchNorm(nn.Module):
         return self.net(x)
 
 
+@cache
+def random_vgg(name: str) -> SimpleNamespace:
+    """The first four blocks of `vgg16` or `vgg19` with random weights, made once: each of torchvision's draws 144 M."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return SimpleNamespace(features=make_layers(cfgs[{'vgg16': 'D', 'vgg19': 'E'}[name]][:13], batch_norm=False))
+
+
 def save_teacher(folder, network_g=None, network_d=None) -> dict:
     """A `teacher` section with freshly initialised weights saved in `folder`."""
     section: dict = {'network_g': dict(network_g or TEACHER), 'path': {}}
@@ -111,6 +124,20 @@ def model_options(folder, train: dict | None = None, **top) -> dict:
 def gan_options(folder, train: dict | None = None, **top) -> dict:
     """`model_options` with a U-Net discriminator."""
     return model_options(folder, {**deepcopy(GAN), **(train or {})}, **{'network_d': dict(UNET), **top})
+
+
+def full_options(folder, **changes) -> dict:
+    """`gan_options` with a teacher and the base's losses that need no file: everything that it can train."""
+    losses = {'response_kd_opt': {'type': 'L1Loss', 'loss_weight': 0.5}, 'feature_kd_opt': {'type': 'MLPFeatureLoss'},
+              'feature_kd_d_opt': {'type': 'MLPFeatureLoss'}, 'ldl_opt': {'type': 'L1Loss'}, 'ema_decay': 0.9,
+              'r1_reg_weight': 10, 'net_d_reg_every': 2}
+    return gan_options(folder, {**losses, **changes}, teacher=save_teacher(folder, TEACHER, {**UNET, 'num_feat': 8}))
+
+
+def build(options: dict):
+    """The model of these options, the same each time."""
+    torch.manual_seed(1)
+    return build_model(options)
 
 
 def batches(count: int, size: int = 16, scale: int = 2, batch: int = 2) -> list[dict]:

@@ -10,11 +10,11 @@ from basicsr.archs import vgg_arch
 from basicsr.losses.basic_loss import PerceptualLoss
 from torch import nn
 from torch.nn import functional as F
-from torchvision.models import vgg19
 
 from kd_losses.perceptual_loss import VGGPerceptualLoss
 from kd_utils.checkpoint import CheckpointError
 from kd_utils.options import OptionError
+from tests.support import random_vgg
 
 REAL = Path(os.environ.get('KD_DATA', 'datasets')) / 'weights/perceptual/vgg19_normalised_to_conv3_1_fp32.pth'
 WEIGHTS = {'conv1_2': 0.1, 'relu2_1': 1.0}
@@ -29,8 +29,7 @@ def x_y():
 @pytest.fixture(scope='module')
 def torchvision_file(tmp_path_factory):
     """The first convolutions of a randomly initialised torchvision VGG19, as in its published file."""
-    torch.manual_seed(0)
-    net = nn.Sequential(OrderedDict(features=vgg19(weights=None).features[:8]))
+    net = nn.Sequential(OrderedDict(features=random_vgg('vgg19').features[:8]))
     path = tmp_path_factory.mktemp('vgg') / 'vgg19.pth'
     torch.save(net.state_dict(), path)
     return path, net.features

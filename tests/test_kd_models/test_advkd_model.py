@@ -13,10 +13,8 @@ from kd_cli.loop import train_pipeline
 from kd_data.draws import seed_everything
 from kd_models import advkd_model
 from kd_models.advkd_model import AdvKDModel
-from kd_models.advkd_options import progressive_stages
 from kd_models.distillation_model import DistillationModel
-from kd_models.phase_adversary import gradient_penalty
-from kd_models.phases import states_that_teach, wanted
+from kd_models.phases import wanted
 from kd_utils.options import OptionError, check_options
 from kd_utils.resize import bicubic
 from tests.support import (
@@ -54,18 +52,6 @@ def faithful_options(folder, train_opt=None, **top):
 
 
 # ---------------------------------------------------------------------------------------------- what teaches a phase
-
-
-def test_which_states_teach():
-    assert states_that_teach(11, 10) == list(range(11))
-    assert states_that_teach(5, 10) == [2, 4, 6, 8, 10]
-    assert states_that_teach(3, 4) == [1, 3, 4] and states_that_teach(1, 10) == [10]
-
-
-def test_the_iterations_of_each_phase():
-    stages = progressive_stages(6600, 11, ['gan'])
-    assert [stage['iters'] for stage in stages] == [100 * (k + 1) for k in range(11)]
-    assert sum(stage['iters'] for stage in progressive_stages(1000, 5, ['gan'])) == 1000
 
 
 @pytest.mark.parametrize('target', ['xt', 'x0'])
@@ -128,13 +114,6 @@ def test_self_distillation_by_hand(tmp_path):
     expected = (images[0] - images[1]).square().mean().item()
     assert log['self_distill_distance'] == pytest.approx(expected, rel=1e-4) and expected > 0
     assert log['l_g_self_distill'] == pytest.approx(0.5 * expected, rel=1e-4)
-
-
-def test_the_gradient_penalty_is_of_the_flattened_norm():
-    images = torch.rand(4, 3, 5, 5)
-    critic = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(75, 1))
-    norm = critic[1].weight.norm()
-    torch.testing.assert_close(gradient_penalty(critic, images, 1 - images), (norm - 1)**2)
 
 
 def test_discriminators_depend_on_the_lr_image_and_faithful_ones_on_the_noise():

@@ -5,11 +5,9 @@ import re
 import numpy as np
 import pytest
 import torch
-from basicsr.archs import vgg_arch
 from basicsr.models import build_model, realesrgan_model
 from basicsr.utils import USMSharp
 from basicsr.utils.img_process_util import filter2D
-from torchvision.models import vgg19
 
 from kd_data.draws import seed_everything
 from kd_utils.options import OptionError, check_options
@@ -30,12 +28,11 @@ PERCEPTUAL = {'perceptual_opt': {'type': 'PerceptualLoss', 'layer_weights': {'co
 
 
 @pytest.fixture
-def stock_without_gpu(monkeypatch):
+def stock_without_gpu(monkeypatch, vgg_without_download):
     """BasicSR's RealESRGANModel calls `.cuda()`, and its blur needs contiguous images on a CPU."""
     monkeypatch.setattr(torch.nn.Module, 'cuda', lambda self, *_: self)
     monkeypatch.setattr(torch.Tensor, 'cuda', lambda self, *_: self)
     monkeypatch.setattr(realesrgan_model, 'filter2D', lambda img, kernel: filter2D(img.contiguous(), kernel))
-    monkeypatch.setattr(vgg_arch.vgg, 'vgg19', lambda pretrained=False: vgg19(weights=None))
 
 
 def synthetic(count, size=48, batch=2):

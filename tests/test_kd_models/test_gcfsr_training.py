@@ -1,14 +1,12 @@
 """Training GCFSR: one noise and one condition for all networks, images in [-1, 1], the recipe, and SDAKD on top."""
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from basicsr.archs import build_network, vgg_arch
+from basicsr.archs import build_network
 from basicsr.models import build_model
 from basicsr.models.sr_model import SRModel
 from torch.nn import functional as F
-from torchvision.models.vgg import cfgs, make_layers
 
 from kd_models.adapters import GCFSRAdapter, build_adapter
 from kd_models.step import Step
@@ -127,14 +125,7 @@ def test_other_families_draw_nothing(tmp_path):
 # ---------------------------------------------------------------------------------------------------------- the recipe
 
 
-@pytest.fixture
-def random_vgg16(monkeypatch):
-    """PerceptualLoss with random weights: its pretrained ones are downloaded."""
-    monkeypatch.setattr(vgg_arch.vgg, 'vgg16', lambda pretrained: SimpleNamespace(
-        features=make_layers(cfgs['D'], batch_norm=False)))
-
-
-def test_losses_of_the_shipped_recipe_by_hand(tmp_path, random_vgg16):
+def test_losses_of_the_shipped_recipe_by_hand(tmp_path, vgg_without_download):
     """D first, on images in [-1, 1]; then G, judged by the D just updated."""
     recipe = {**load_yaml(RECIPE)['train'], 'total_iter': 16}
     assert recipe['net_d_reg_every'] == 16 and recipe['ema_decay'] == pytest.approx(0.5**(32 / 10000))

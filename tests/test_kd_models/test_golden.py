@@ -20,7 +20,6 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -30,13 +29,13 @@ from basicsr.archs import build_network, vgg_arch
 from basicsr.models import build_model
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
-from torchvision.models.vgg import cfgs, make_layers
 
 from kd_data.draws import seed_everything
 from tests.support import (
     EDSR,
     GCFSR_D,
     GCFSR_TEACHER,
+    ORDERS,
     UNET,
     WithBatchNorm,
     batches,
@@ -44,6 +43,7 @@ from tests.support import (
     face_options,
     gan_options,
     model_options,
+    random_vgg,
     save_teacher,
     train_seeded,
 )
@@ -143,7 +143,7 @@ def adversarial(order, mode):
     return options
 
 
-for order in ('simultaneous', 'g_first', 'd_first'):
+for order in ORDERS:
     for mode in ('standard', 'relativistic'):
         case(f'{order}-{mode}', resumed=mode == 'relativistic')(adversarial(order, mode))
 
@@ -281,6 +281,24 @@ def gcfsr_sdakd(folder):
     return face_options(folder, losses, model_type='SDAKDModel', teacher=teacher), face_batches(ITERATIONS)
 
 
+@case('dukd', resumed=True)
+def dukd(folder):
+    return model_options(folder, model_type='DUKDModel', teacher=save_teacher(folder)), batches(ITERATIONS)
+
+
+@case('several_teachers')
+def several_teachers(folder):
+    """Two feature losses on either side, of two teachers, and the mean of both."""
+    affinity = {'type': 'SpatialAffinityLoss', 'loss_weight': 0.5}
+    losses = {'response_kd_opt': {'type': 'L1Loss', 'teacher': ['teacher', 'wide'], 'combine': 'mean'}, **FEATURE_KD,
+              **FEATURE_KD_D, 'feature_affinity_opt': {**affinity, 'teacher': 'wide'},
+              'feature_affinity_d_opt': affinity}
+    wide = folder / 'wide'
+    wide.mkdir(exist_ok=True)
+    return gan_options(folder, losses, teacher=save_teacher(folder, network_d=TEACHER_D),
+                       teachers={'wide': save_teacher(wide, {**EDSR, 'num_feat': 10})}), batches(ITERATIONS)
+
+
 # ----------------------------------------------------------------------------------------------------------- the hashes
 
 
@@ -328,14 +346,9 @@ def parts(model: Any, folder: Path) -> dict[str, str]:
 @contextmanager
 def prepared():
     """One thread; VGG with random weights; a network with statistics."""
-    def vgg(**_: Any) -> Any:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            return SimpleNamespace(features=make_layers(cfgs['E'][:5], batch_norm=False))
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with mock.patch.object(vgg_arch.vgg, 'vgg19', vgg), \
+    with mock.patch.object(vgg_arch.vgg, 'vgg19', lambda **_: random_vgg('vgg19')), \
             mock.patch.dict(ARCH_REGISTRY._obj_map, WithBatchNorm=WithBatchNorm):
         yield
     torch.set_num_threads(threads)

@@ -127,17 +127,6 @@ def test_resume(tmp_path, stop):
     assert torch.equal(torch.as_tensor(resumed.mean_path_length), torch.as_tensor(whole.mean_path_length))
 
 
-def test_defaults_are_the_papers_hosts(tmp_path):
-    opt = model_options(tmp_path, {'pixel_opt': None, 'optim_g': dict(OPTIM), 'optim_d': dict(OPTIM)},
-                        model_type='SDStyleGAN2Model', network_g=dict(NETWORK_G), network_d=dict(NETWORK_D),
-                        datasets={'train': FFHQ})
-    SDStyleGAN2Model.complete(opt)
-    assert opt['train']['ema_decay'] == pytest.approx(0.997784, abs=1e-6)
-    assert opt['train']['optim_g']['betas'] == [0, pytest.approx(0.99**0.8)]
-    assert opt['train']['optim_d']['betas'] == [0, pytest.approx(0.99**(16 / 17))]
-    assert check_options(opt, DistillationModel.losses) == []
-
-
 @pytest.mark.parametrize('train_opt, top, message', [
     ({'pixel_opt': {'type': 'L1Loss'}}, {}, '`train.pixel_opt` is not read by SDStyleGAN2Model'),
     ({'gan_mode': 'relativistic'}, {}, '`train.gan_mode` is not read'),

@@ -1,21 +1,13 @@
 """Promise 8: with our terms off the models equal BasicSR's bit for bit, networks, optimizers and losses."""
 import pytest
 import torch
-from basicsr.archs import vgg_arch
 from basicsr.models import build_model
-from torchvision.models import vgg19
 
 from tests.support import UNET, assert_equal_weights, batches, gan_options, model_options, save_teacher, train, weights
 
 PERCEPTUAL = {'perceptual_opt': {'type': 'PerceptualLoss', 'layer_weights': {'conv1_2': 0.1, 'conv2_2': 1.0},
                                  'perceptual_weight': 1.0, 'style_weight': 0.5}}
 VGG_D = {'type': 'VGGStyleDiscriminator', 'num_in_ch': 3, 'num_feat': 2}
-
-
-@pytest.fixture
-def random_vgg(monkeypatch):
-    """PerceptualLoss with random weights: its pretrained ones are downloaded."""
-    monkeypatch.setattr(vgg_arch.vgg, 'vgg19', lambda pretrained=False: vgg19(weights=None))
 
 
 def run(options, seed=3, iterations=4, size=16):
@@ -40,14 +32,14 @@ def compare(ours, stock):
 
 @pytest.mark.parametrize('train_opt', [{}, {'ema_decay': 0.9}, {'ema_decay': 0.9, **PERCEPTUAL}],
                          ids=['plain', 'ema', 'perceptual'])
-def test_srmodel(tmp_path, random_vgg, train_opt):
+def test_srmodel(tmp_path, vgg_without_download, train_opt):
     compare(run(model_options(tmp_path, train_opt)), run(model_options(tmp_path, train_opt, model_type='SRModel')))
 
 
 @pytest.mark.parametrize('iters', [{}, {'net_d_iters': 2, 'net_d_init_iters': 1}], ids=['every', 'd_iters'])
 @pytest.mark.parametrize('network_d, size', [(UNET, 16), (VGG_D, 64)], ids=['unet_sn', 'vgg_bn'])
 @pytest.mark.parametrize('stock, mode', [('SRGANModel', 'standard'), ('ESRGANModel', 'relativistic')])
-def test_gan_models(tmp_path, random_vgg, stock, mode, network_d, size, iters):
+def test_gan_models(tmp_path, vgg_without_download, stock, mode, network_d, size, iters):
     train_opt = {'ema_decay': 0.9, **PERCEPTUAL, **iters}
     ours = gan_options(tmp_path, {**train_opt, 'gan_mode': mode}, network_d=network_d)
     ours['datasets']['train']['gt_size'] = 2 * size
@@ -58,7 +50,7 @@ def test_gan_models(tmp_path, random_vgg, stock, mode, network_d, size, iters):
 @pytest.mark.parametrize('distance', [{'type': 'MSELoss', 'augment': True},
                                       {'type': 'PerceptualLoss', 'layer_weights': {'conv1_2': 1}, 'criterion': 'l1'}])
 @pytest.mark.parametrize('stock, mode', [('SRGANModel', 'standard'), ('ESRGANModel', 'relativistic')])
-def test_self_distillation_at_weight_0(tmp_path, random_vgg, stock, mode, distance):
+def test_self_distillation_at_weight_0(tmp_path, vgg_without_download, stock, mode, distance):
     """The distance is measured and logged; networks, losses and random numbers do not notice."""
     train_opt = {'ema_decay': 0.9, **PERCEPTUAL}
     weightless = {'self_distill_opt': {**distance, 'loss_weight': 0}, 'gan_mode': mode}

@@ -75,14 +75,6 @@ def test_its_images_and_feature_maps(tmp_path):
     assert not any(x.requires_grad or x.is_inference() for x in (image, *maps.values()))
 
 
-def test_the_maps_of_its_discriminator(tmp_path):
-    teacher = Teacher(save_teacher(tmp_path, network_d=UNET), CPU)
-    before, images = weights(teacher.net_d), torch.rand(2, 3, 32, 32)
-    maps = teacher.discriminate(images, Taps(teacher.net_d, ['conv0']))
-    assert torch.equal(maps['conv0'], teacher.net_d.conv0(images)) and not maps['conv0'].requires_grad
-    assert_equal_weights(weights(teacher.net_d), before)  # no power iteration
-
-
 def test_its_fingerprint_is_that_of_what_decides_its_images(tmp_path):
     section = save_teacher(tmp_path)
     known = Teacher(section, CPU).fingerprint()

@@ -172,12 +172,6 @@ def test_with_a_gan_in_every_order(tmp_path, order):
     assert {'l_g_response_kd', 'l_g_gan', 'l_d_real'} <= set(log)
 
 
-def test_dukd_has_it_on_by_itself(tmp_path):
-    opt = model_options(tmp_path, teacher=save_teacher(tmp_path), model_type='DUKDModel')
-    model = build_model(opt)
-    assert model.terms['response_kd'].inputs == 'both' and set(model.terms) == {'pixel', 'response_kd'}
-
-
 def test_what_is_refused(tmp_path):
     assert '`train.upcycling`, which says how they are made, is missing' in \
         refusal(options(tmp_path, None, {'upcycling': None}))
