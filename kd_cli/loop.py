@@ -296,6 +296,7 @@ def _make_folders(opt: dict[str, Any], lock: ExperimentLock, resumed: int | None
             set_aside_later(opt['path'], resumed)
         return
     lock.hold()  # of a run that has been started meanwhile
+    lock.before_renaming()
     make_exp_dirs(opt)
     lock.hold()
     if opt['logger'].get('use_tb_logger') and 'debug' not in opt['name']:
