@@ -4,7 +4,8 @@
 
 An entry is a label and the experiments behind it: names under which runs were trained and tested, several for several
 seeds, with shell wildcards. Written to `--out`: table.md, table.csv, comparison.png (crops), curve.png (validation
-against iteration) and comparison.json (every number). What is read is what train.py and test.py leave behind:
+against iteration) and comparison.json (every number); with `--html FILE`, one page with all of it and a slider between
+any two networks. What is read is what train.py and test.py leave behind:
 results/NAME/{options.yml, metrics_<dataset>.json, visualization/} and experiments/NAME/validation.jsonl.
 """
 from __future__ import annotations
@@ -24,15 +25,23 @@ from basicsr.archs import build_network
 from basicsr.metrics import calculate_metric
 
 from kd_cli.errors import reported
-from kd_cli.figures import draw_crops, draw_curves, widest_difference
-from kd_cli.results import Group, Pictures, Run, group_curve, load_curves, load_groups, metrics_of
+from kd_cli.figures import CROP, draw_crops, draw_curves, widest_difference
+from kd_cli.html_report import BICUBIC, curve_chart, share_charts, write_html
+from kd_cli.results import (
+    Group,
+    Pictures,
+    Run,
+    group_curve,
+    load_curves,
+    load_groups,
+    load_shares,
+    metrics_of,
+)
 from kd_metrics import MetricUnavailable
 from kd_models.adapters import build_adapter
 from kd_models.probe import probe
 from kd_utils.options import OptionError
 
-BICUBIC = 'bicubic'
-CROP = 48  # side of a crop in the picture, in HR pixels
 BOOTSTRAP_DRAWS, BOOTSTRAP_SEED = 10000, 0
 TIMING_ROUNDS, TIMING_SECONDS = 25, 60.
 
@@ -120,6 +129,18 @@ def versus(a: Group, b: Group, metric: str) -> dict[str, Any]:
             'per_seed': {str(seed): runs_a[seed].mean(metric) - runs_b[seed].mean(metric) for seed in runs_a}}
 
 
+def intervals(groups: Sequence[Group], baseline: str, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Every label minus the baseline, paired by image, means over the seeds: difference and 95 % interval."""
+    base = next(group for group in groups if group.label == baseline)
+    found: dict[str, Any] = {}
+    for group in groups:
+        pairs = {metric: group.per_image(metric) - base.per_image(metric) for metric in metrics}
+        found[group.label] = {} if group is base else {
+            metric: {'difference': float(values.mean()), 'interval': list(bootstrap_interval(values)),
+                     'better': metrics[metric].get('better', 'higher')} for metric, values in pairs.items()}
+    return {'baseline': baseline, 'networks': found}
+
+
 def _seeds(group: Group) -> str:
     return ', '.join(str(run.seed) for run in group.runs)
 
@@ -149,8 +170,8 @@ def score_bicubic(pictures: Pictures, first: Run) -> dict[str, dict[str, float]]
     return {image: {name: values[name] for name in options} for image, values in scores.items()}
 
 
-def choose_crops(groups: Sequence[Group], pictures: Pictures, count: int) -> list[dict[str, Any]]:
-    """The `count` images whose outputs differ most among the labels, each with the crop where they do.
+def choose_crops(groups: Sequence[Group], pictures: Pictures) -> list[dict[str, Any]]:
+    """The images, first those whose outputs differ most among the labels, each with the crop where they do.
 
     For every place of a window of CROP pixels, on a grid of the scale, the outputs' variance among the labels (first
     run of each; one label alone is set against bicubic) is averaged over the window; the place with the largest value
@@ -166,7 +187,7 @@ def choose_crops(groups: Sequence[Group], pictures: Pictures, count: int) -> lis
         top, left, score = widest_difference(known, CROP, pictures.scale)
         found.append((score, image, top, left))
     found.sort(key=lambda crop: -crop[0])
-    return [dict(zip(('score', 'image', 'top', 'left'), crop, strict=True)) for crop in found[:count]]
+    return [dict(zip(('score', 'image', 'top', 'left'), crop, strict=True)) for crop in found]
 
 
 def crop_row(crop: Mapping[str, Any], groups: Sequence[Group], pictures: Pictures, metric: str,
@@ -285,7 +306,7 @@ def write_csv(path: Path, report: Mapping[str, Any]) -> None:
 def compare(root: Path, entries: Sequence[str], out: Path, dataset: str | None = None,
             bicubic: Path | bool = False, reference: str | None = None, size: tuple[int, int] = (128, 128),
             crops: int = 4, pair: Sequence[str] | None = None, curve_dataset: str | None = None,
-            curve_metric: str | None = None) -> dict[str, Any]:
+            curve_metric: str | None = None, html: Path | None = None) -> dict[str, Any]:
     """What `kd-compare` does; the arguments are its own.
 
     Args:
@@ -304,19 +325,28 @@ def compare(root: Path, entries: Sequence[str], out: Path, dataset: str | None =
     for label in (*([reference] if reference else []), *(pair or [])):
         if label not in by_label:
             raise OptionError(f'There is no label `{label}` here. Choose from: {", ".join(by_label)}.')
+    if html and html.is_dir():
+        raise OptionError(f'--html {html} is a folder. Write the name of a file, such as {html / "report.html"}.')
     reference, metrics = reference or groups[0].label, metrics_of(groups[0].runs[0])
-    per_image = [metric for metric in metrics if metric not in groups[0].runs[0].of_set]
+    per_image = {metric: option for metric, option in metrics.items() if metric not in groups[0].runs[0].of_set}
     against = [versus(by_label[pair[0]], by_label[pair[1]], metric) for metric in per_image] if pair else []
     curve = load_curves(root, groups, curve_dataset, curve_metric)
     pictures = Pictures(root, groups[0].runs[0], dataset, bicubic if isinstance(bicubic, Path) else None)
     scores = score_bicubic(pictures, groups[0].runs[0]) if bicubic else {}
+    places = choose_crops(groups, pictures)
+    charts = {'curves': curve_chart(groups, curve), 'shares': share_charts(load_shares(root, groups))} if html else {}
     measure_networks(groups, size, reference)
     report = {'dataset': dataset, 'images': len(groups[0].runs[0].images), 'metrics': metrics, 'size': list(size),
               'reference': reference, 'device': _device_text(), 'versus': against,
+              'intervals': intervals(groups, pair[1] if pair else reference, per_image),
               'self_ensemble': bool(groups[0].runs[0].opt['val'].get('self_ensemble')),
               'bicubic': scores, 'networks': [group_report(group, list(metrics)) for group in groups],
-              'crops': choose_crops(groups, pictures, crops)}
+              'crops': places[:crops]}
     _write(out, groups, report, pictures, curve)
+    if html:
+        write_html(html, report, table_rows(groups, report, with_ms=False), notes(report), groups, pictures, places,
+                   charts)
+        print(f'The page to look at: {html}')
     return report
 
 
@@ -373,6 +403,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--size', type=_size, default=(128, 128), metavar='HxW',
                         help='LR size for MACs and time (default: 128x128)')
     parser.add_argument('--crops', type=int, default=4, metavar='N', help='images in comparison.png (default: 4)')
+    parser.add_argument('--html', type=Path, metavar='FILE',
+                        help='write a page to look at: table, curves and, for each image, a slider between any two')
     parser.add_argument('--curve-dataset', help='validation set of curve.png; default: the first')
     parser.add_argument('--curve-metric', help='metric of curve.png; default: the first')
     return parser
@@ -383,7 +415,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The console script; `argv` is the command line without the program's name."""
     args = _parser().parse_args(argv)
     compare(args.root, args.entries, args.out or args.root / 'results' / 'compare', args.dataset, args.bicubic,
-            args.reference, args.size, args.crops, args.versus, args.curve_dataset, args.curve_metric)
+            args.reference, args.size, args.crops, args.versus, args.curve_dataset, args.curve_metric, args.html)
 
 
 if __name__ == '__main__':

@@ -161,7 +161,7 @@ def compare_all(jobs: Jobs) -> dict:
     """Prints the table and writes the pictures; the content of comparison.json."""
     students = [f'student {kind}={student(kind, 0)[:-1]}[{"".join(map(str, SEEDS))}]' for kind in STUDENTS]
     arguments = [f'teacher={TEACHER}', *students, '--bicubic', '--versus', 'student distilled', 'student alone',
-                 '--out', 'results/demo']
+                 '--out', 'results/demo', '--html', 'results/demo/report.html']
     jobs.say(f'$ kd-compare {shlex.join(arguments)}')
     print()
     compare.main(arguments)

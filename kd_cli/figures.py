@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
 DPI = 150
+CROP = 48  # side of a crop in the pictures, in HR pixels
 
 
 def widest_difference(images: Sequence[np.ndarray], size: int, step: int) -> tuple[int, int, float]:
@@ -52,7 +53,7 @@ def draw_crops(rows: Sequence[Sequence[tuple[str, np.ndarray]]], title: str, pat
     plt.close(figure)
 
 
-def _settled_range(curves: Sequence[np.ndarray], bicubic: float | None) -> tuple[float, float]:
+def settled_range(curves: Sequence[np.ndarray], bicubic: float | None) -> tuple[float, float]:
     """The range that shows the differences: of all values after the first third of each curve, with a margin."""
     shown = np.concatenate([values[:, values.shape[1] // 3:].ravel() for values in curves]
                            + ([[bicubic]] if bicubic is not None else []))
@@ -85,7 +86,7 @@ def draw_curves(curves: Mapping[str, tuple[Sequence[int], np.ndarray]], dataset:
             axis.fill_between(iterations, low, high, color=line.get_color(), alpha=.2, linewidth=0)
     if bicubic is not None:
         axis.axhline(bicubic, color='grey', linestyle='--', label='bicubic')
-    axis.set_ylim(*_settled_range([values for _, values in curves.values()], bicubic))
+    axis.set_ylim(*settled_range([values for _, values in curves.values()], bicubic))
     axis.set(xlabel='iteration', ylabel=metric, title=f'{metric} on {dataset} while training')
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=.3)

@@ -46,6 +46,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from kd_cli import processes
 from kd_cli.resume import find_resume_state, remove_unfinished, set_aside_later
+from kd_cli.speed import speed_line
 from kd_cli.stopping import IgnoringSignals, Stopped, StopRequest, announce
 from kd_data.building import build_dataset
 from kd_data.draws import DrawSampler, SeededDraws, seed_everything
@@ -141,10 +142,12 @@ def _train(opt: dict[str, Any], model: Any, train_loader: DataLoader, sampler: D
             if current_iter % opt['logger']['print_freq'] == 0:
                 with _saving_what_fails(model, epoch, current_iter):
                     log = model.get_current_log()
+                seconds, waiting = iter_timer.get_avg_time(), data_timer.get_avg_time()
                 message_logger({'epoch': epoch, 'iter': current_iter, 'lrs': model.get_current_learning_rate(),
-                                'time': iter_timer.get_avg_time(), 'data_time': data_timer.get_avg_time(), **log})
+                                'time': seconds, 'data_time': waiting, **log})
+                logger.info(speed_line(batch, seconds, waiting, gpu=opt['num_gpu'] != 0))
                 losses = {name: f'{value:.3g}' for name, value in log.items() if name.startswith('l_')}
-                bar.set_postfix({'images/s': f'{batch / max(iter_timer.get_avg_time(), 1e-9):.1f}', **losses})
+                bar.set_postfix({'images/s': f'{batch / max(seconds, 1e-9):.1f}', **losses})
             bar.update()
             if _validation_is_due(opt, current_iter):
                 _validate(opt, model, val_loaders, current_iter, tb_logger)
@@ -297,6 +300,7 @@ def _make_folders(opt: dict[str, Any], lock: ExperimentLock, resumed: int | None
             set_aside_later(opt['path'], resumed)
         return
     lock.hold()  # another run may have made the folder since the first look; then this one is refused
+    lock.before_renaming()
     make_exp_dirs(opt)  # which renames the folder of an older run, lock and all
     lock.hold()  # that of the new folder
     if opt['logger'].get('use_tb_logger') and 'debug' not in opt['name']:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -219,7 +219,7 @@ def load_curves(root: Path, groups: Sequence[Group], dataset: str | None, metric
     Raises:
         OptionError: No run has that dataset or metric.
     """
-    lines = {run.name: _validation_lines(root / 'experiments' / run.name / 'validation.jsonl')
+    lines = {run.name: _logged_lines(root / 'experiments' / run.name / 'validation.jsonl', _is_validation)
              for group in groups for run in group.runs}
     known = list(dict.fromkeys((line['dataset'], name) for run in lines.values() for line in run
                                for name in line['metrics']))
@@ -237,8 +237,19 @@ def load_curves(root: Path, groups: Sequence[Group], dataset: str | None, metric
     return dataset, metric
 
 
-def _validation_lines(path: Path) -> list[dict[str, Any]]:
-    """The validations of a training; of a killed one, the last line may be cut short and is left out.
+def load_shares(root: Path, groups: Sequence[Group]) -> dict[str, list[dict[str, Any]]]:
+    """Label -> {'iter', 'shares': {loss: {'norm', 'share', 'cosine'}}} in order, of the first run that logged them."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for group in groups:
+        for run in group.runs:
+            lines = _logged_lines(root / 'experiments' / run.name / 'shares.jsonl', _are_shares)
+            if lines and group.label not in found:  # a resumed run repeats iterations; the last one counts
+                found[group.label] = [line for _, line in sorted({line['iter']: line for line in lines}.items())]
+    return found
+
+
+def _logged_lines(path: Path, is_right: Callable[[Any], bool]) -> list[dict[str, Any]]:
+    """The lines that a training has logged; of a killed one, the last may be cut short and is left out.
 
     Raises:
         OptionError: Another line is damaged.
@@ -246,7 +257,7 @@ def _validation_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = {i: _parsed(text) for i, text in enumerate(path.read_bytes().splitlines(), 1) if text.strip()}
-    damaged = [i for i, line in lines.items() if not _is_validation(line)]
+    damaged = [i for i, line in lines.items() if not is_right(line)]
     if damaged and damaged[0] != max(lines):
         raise OptionError(f'Line {damaged[0]} of {path} is damaged. Remove that line.')
     return [line for i, line in lines.items() if i not in damaged]
@@ -255,6 +266,11 @@ def _validation_lines(path: Path) -> list[dict[str, Any]]:
 def _is_validation(line: Any) -> bool:
     return isinstance(line, dict) and isinstance(line.get('iter'), int) and 'dataset' in line \
         and _are_metrics(line.get('metrics'))
+
+
+def _are_shares(line: Any) -> bool:
+    return isinstance(line, dict) and isinstance(line.get('iter'), int) and isinstance(line.get('shares'), dict) \
+        and all(_are_metrics(share) and 'share' in share for share in line['shares'].values())
 
 
 def group_curve(group: Group) -> tuple[list[int], np.ndarray]:

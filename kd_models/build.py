@@ -17,6 +17,7 @@ from torch import nn
 
 from kd_models.adapters import Adapter
 from kd_models.adversary import Adversary
+from kd_models.averaging import averages, go_on, try_optimizer
 from kd_models.degradation import USM_KEYS, build_degradation, build_sharpener, is_degrading
 from kd_models.ema import update_ema
 from kd_models.pairing import Tapped, pair_features
@@ -30,6 +31,7 @@ from kd_utils import checkpoint
 from kd_utils.options import OptionError, Options, teacher_caches
 from kd_utils.rng import own_random_numbers
 from kd_utils.schema import LOSS_REGISTRY, registered
+from kd_utils.schema.optimizers import optimizer_class
 
 
 def build_training(opt: Options, runtime: Runtime, adapter: Adapter, net_g: nn.Module, *,
@@ -227,17 +229,35 @@ def _build_optimizer(label: str, net: nn.Module, training: Training,
                      factors: Mapping[str, float]) -> torch.optim.Optimizer:
     """One group for the network, and one for each of its training-only modules at its multiple of the rate."""
     option = dict(training.opt['train'][f'optim_{label}'])
+    name = option.pop('type')
+    kind = optimizer_class(f'train.optim_{label}.type', name)
     if 'betas' in option:
         option['betas'] = [float(beta) for beta in option['betas']]  # PyTorch refuses [0, 0.99]
     groups: list[dict[str, Any]] = [{'params': [p for p in net.parameters() if p.requires_grad]}]
-    for name, module in training.aux_of(label).items():
-        rate = {'lr': option['lr'] * factors[name]} if factors.get(name, 1) != 1 else {}
+    for loss, module in training.aux_of(label).items():
+        rate = {'lr': option['lr'] * factors[loss]} if factors.get(loss, 1) != 1 else {}
         groups.append({'params': [p for p in module.parameters() if p.requires_grad], **rate})
     try:
-        name = option.pop('type')
-        optimizer = getattr(torch.optim, name)(groups, **{**training.runtime.optimizer_options(name), **option})
+        optimizer = kind(groups, **{**training.runtime.optimizer_options(name), **option})
     except (ValueError, TypeError, RuntimeError) as error:
         raise OptionError(f'train.optim_{label}: {error}. Write other values there.') from None
+    if '.' in name:
+        _check_foreign(f'train.optim_{label}', optimizer, option, net)
     for group in optimizer.param_groups:
         group.setdefault('initial_lr', group['lr'])  # for a warm-up without a scheduler
+    go_on(optimizer, [])
     return optimizer
+
+
+def _check_foreign(key: str, optimizer: torch.optim.Optimizer, option: Options, net: nn.Module) -> None:
+    try:
+        with own_random_numbers(torch.device('cpu')):
+            try_optimizer(type(optimizer), option)
+    except Exception as error:  # noqa: BLE001  a foreign class may raise anything
+        raise OptionError(f'`{key}.type`: {type(optimizer).__name__} does not fit this loop, which calls step() after '
+                          f'a plain backward pass and saves its state as tensors and numbers ({error}). '
+                          'Use Adam or AdamW.') from None
+    if averages(optimizer) and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()):
+        get_root_logger().warning(f'`{key}.type`: {type(optimizer).__name__} validates and saves averaged weights, and '
+                                  'batch normalisation has statistics of the others. Take a network without it, or '
+                                  'another optimizer.')

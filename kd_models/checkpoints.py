@@ -10,6 +10,7 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from torch import Tensor, nn
 
+from kd_models.averaging import averaged, go_on
 from kd_models.degradation import Degradation
 from kd_models.retention import obsolete, remove
 from kd_models.training import Training
@@ -82,7 +83,11 @@ class Checkpoints:
         Raises:
             CheckpointWriteError: A file cannot be written; older checkpoints are as they were.
         """
-        training, files = self.training, dict[str, checkpoint.Record]()
+        with averaged(self.training.optimizers) as trained:
+            self._save(epoch, iteration, {'own': own, 'trained': trained, **progress})
+
+    def _save(self, epoch: int, iteration: int, content: dict[str, Any]) -> None:
+        training, own, files = self.training, content['own'], dict[str, checkpoint.Record]()
         if self.opt['rank'] == 0:
             files |= self.save_networks(iteration)
         if training.degradation is not None:
@@ -91,7 +96,7 @@ class Checkpoints:
             files |= self._write_own('own', {'own': own, 'buffers': self._buffers()}, iteration)
         for of_process in training.runtime.gather(files):  # nothing is committed before all of them have written
             files |= of_process
-        self._save_state(epoch, iteration, own, progress, files)
+        self._save_state(epoch, iteration, content, files)
 
     def _path_of_own(self, folder: str, kind: str, iteration: int) -> str:
         """What each process has of its own lies beside the state: training pair pool, a method's state, statistics."""
@@ -108,19 +113,18 @@ class Checkpoints:
         return {f'models/{name}': checkpoint.save(states, osp.join(self.opt['path']['models'], name))}
 
     @master_only
-    def _save_state(self, epoch: int, iteration: int, own: dict[str, Any], progress: dict[str, Any],
+    def _save_state(self, epoch: int, iteration: int, content: dict[str, Any],
                     files: dict[str, checkpoint.Record]) -> None:
         """BasicSR's state, and beside it what exact resuming needs; then older checkpoints may go."""
         training = self.training
-        training.kept[iteration] = value_of_best(self.opt, progress['validated'], iteration)
+        training.kept[iteration] = value_of_best(self.opt, content['validated'], iteration)
         state = {'epoch': epoch, 'iter': iteration,
                  'optimizer_types': [type(optimizer).__name__ for optimizer in training.optimizers],
                  'optimizers': [optimizer.state_dict() for optimizer in training.optimizers],
                  'schedulers': [scheduler.state_dict() for scheduler in training.schedulers],
                  'aux': training.aux.state_dict(),
-                 'own': own,
                  'stages': training.stages.plan(),
-                 **progress,
+                 **content,
                  'kept': training.kept,
                  'kept_by': metric_of_best(self.opt),
                  'files': files}
@@ -163,6 +167,8 @@ class Checkpoints:
         for scheduler, saved in zip(training.schedulers, state['schedulers'], strict=False):
             scheduler.__dict__.update({key: saved[key] for key in ('last_epoch', '_step_count', '_last_lr')})
         training.aux.load_state_dict(state.get('aux', {}))
+        for optimizer, trained in zip(training.optimizers, state.get('trained', []), strict=False):
+            go_on(optimizer, trained)
         plan = training.stages.plan()
         if state.get('stages', plan) != plan:
             get_root_logger().warning('`train.stages` are not those of the state. Iterations go on by the new ones; '

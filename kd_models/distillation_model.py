@@ -20,6 +20,7 @@ from kd_models import build
 from kd_models.adapters import build_adapter
 from kd_models.adversary import Adversary
 from kd_models.alarm import CollapseAlarm
+from kd_models.averaging import averaged
 from kd_models.checkpoints import Checkpoints, value_of_best
 from kd_models.degradation import USM_KEYS
 from kd_models.ema import update_ema
@@ -332,8 +333,9 @@ class DistillationModel(ValidatedModel):
             TrainingError: The state is saved, and too many updates in a row were not finite.
         """
         if current_iter == -1:
-            if self.opt['rank'] == 0:
-                self.checkpoints.save_networks(current_iter)
+            with averaged(self.optimizers):
+                if self.opt['rank'] == 0:
+                    self.checkpoints.save_networks(current_iter)
             return
         progress = {'best_metric_results': getattr(self, 'best_metric_results', {}), 'validated': self.validated}
         self.checkpoints.save(epoch, current_iter, self.own_state(), progress)
@@ -362,7 +364,8 @@ class DistillationModel(ValidatedModel):
 
     def nondist_validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
         """The checkpoint of this iteration may be there already: a stopped run leaves its validation to the resumed."""
-        super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
+        with averaged(self.optimizers):
+            super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
         if self.is_train and current_iter in self.training.kept:
             value = value_of_best(self.opt, self.validated, current_iter)  # type: ignore[arg-type]
             self.training.kept[current_iter] = value  # type: ignore[index]

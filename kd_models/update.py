@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd_models.averaging import forget
 from kd_models.ema import update_ema
 from kd_models.forwards import Forward, run
 from kd_models.stages import Stage
@@ -31,7 +32,7 @@ def begin_stage(training: Training, terms: Mapping[str, Term], stage: Stage) -> 
     """What a stage does once, before its first iteration."""
     if stage.optimizer == 'fresh':
         for optimizer in training.optimizers:
-            optimizer.state.clear()
+            forget(optimizer)
     if stage.ema == 'fresh' and training.net_g_ema is not None:
         update_ema(training.net_g_ema, training.net_g, 0)
     if stage.adaptors == 'fresh':

@@ -164,7 +164,9 @@ def _parts(content: Any) -> Iterator[bytes]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself durable."""
+    """Makes the rename itself durable; Windows opens no folders, and has no need of it."""
+    if os.name == 'nt':
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

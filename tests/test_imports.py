@@ -2,6 +2,9 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -20,7 +23,7 @@ STORIES = (
     ('training', 'phase_adversary'),
     ('adversary', ),
     ('features', 'stages', 'runtime', 'teacher', 'step', 'pairing', 'probe', 'taps', 'adapters', 'degradation',
-     'synthesis', 'guard', 'retention', 'ema'),
+     'synthesis', 'guard', 'retention', 'ema', 'averaging'),
 )
 
 
@@ -76,3 +79,33 @@ def test_nothing_in_the_models_imports_upwards(module):
     for imported in IMPORTS[module]:
         if imported.startswith('kd_models.'):
             assert story_of(imported) >= story_of(module), f'{module} imports {imported}'
+
+
+# What the interpreter of Windows lacks.
+NOT_ON_WINDOWS = ('fcntl', 'resource', 'pwd', 'grp', 'termios', 'syslog', 'pty')
+UNIX_SIGNALS = ('SIGHUP', 'SIGKILL', 'SIGUSR1', 'SIGUSR2', 'SIGALRM', 'SIGCHLD', 'SIGQUIT', 'SIGTSTP', 'SIGSTOP')
+UNIX_CALLS = ('fork', 'geteuid', 'getuid', 'getppid', 'killpg', 'getpgid', 'setsid', 'statvfs', 'sched_getaffinity',
+              'register_at_fork', 'mkfifo', 'getloadavg')
+IMPORTING = """
+import importlib, os, signal, sys, types
+from kd_utils import compat
+compat.install()
+import basicsr, diffusers, lpips, matplotlib.pyplot, skimage, tqdm, yaml  # these have their own way there
+for name in [name for name in sys.modules if name.startswith('kd_')]:
+    del sys.modules[name]
+sys.modules.update(dict.fromkeys({modules}), msvcrt=types.ModuleType('msvcrt'))
+for place, names in ((signal, {signals}), (os, {calls})):
+    for name in names:
+        if hasattr(place, name):
+            delattr(place, name)
+for name in {ours}:
+    importlib.import_module(name)
+"""
+
+
+def test_every_module_is_imported_without_what_windows_lacks():
+    ours = [name.removesuffix('.__init__') for name in sorted(IMPORTS)]
+    code = IMPORTING.format(modules=NOT_ON_WINDOWS, signals=UNIX_SIGNALS, calls=UNIX_CALLS, ours=ours)
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    assert done.returncode == 0, done.stderr[-2000:]

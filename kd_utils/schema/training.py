@@ -22,6 +22,7 @@ from kd_utils.schema.lookups import (
     teachers_of_loss,
 )
 from kd_utils.schema.messages import Options, nearest, nearest_or_all
+from kd_utils.schema.optimizers import optimizer_class
 from kd_utils.schema.rules import Rules
 from kd_utils.schema.tables import METRIC, OPTIMIZERS, SCHEDULERS, TRAIN, UNFIT_OPTIMIZERS, UPCYCLING, VAL
 
@@ -126,7 +127,8 @@ class TrainingChecks(Checks):
         if self.ours and kind in UNFIT_OPTIMIZERS:
             self.refuse(f'`train.{name}.type`: {kind} does not fit this loop, which calls step() without a closure, '
                         'on dense gradients of any shape. Use Adam or AdamW.')
-        self.check_tool(f'train.{name}', 'optimizer', OPTIMIZERS, {'lr': 'weight!'})
+        foreign = {kind: optimizer_class(f'train.{name}.type', kind)} if self.ours and '.' in str(kind) else {}
+        self.check_tool(f'train.{name}', 'optimizer', {**OPTIMIZERS, **foreign}, {'lr': 'weight!'})
 
     def check_scheduler(self) -> None:
         option = self.opt['train'].get('scheduler')

@@ -3,6 +3,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 
 import basicsr.test
 import basicsr.train
@@ -33,6 +34,28 @@ def test_files(tmp_path, images):
     assert [line['iter'] for line in lines] == [4, 8]
     latest = torch.load(folder / 'models' / 'net_g_latest.pth')
     assert_equal_weights(latest['params_ema'], torch.load(folder / 'models' / 'net_g_8.pth')['params_ema'])
+
+
+def test_the_log_says_how_fast_it_is_at_each_reading(tmp_path, images):
+    folder = trained(tmp_path, train_yaml(images), '--force_yml', 'logger:print_freq=4')
+    log = next(folder.glob('train_*.log')).read_text()
+    assert len(re.findall(r'Speed: [\d.e+]+ images/s, \d+ % of the time waiting for data, peak memory', log)) == 2
+
+
+def test_a_schedule_free_training_is_resumed_by_the_loop(tmp_path, images):
+    pytest.importorskip('schedulefree')
+    free = {'type': 'schedulefree.AdamWScheduleFree', 'lr': 1e-3}
+    changes = {'train__optim_g': free, 'train__optim_d': free, 'train__scheduler': None, 'train__ema_decay': 0}
+    options = train_yaml(images, teacher=save_teacher(tmp_path), logger__save_checkpoint_freq=8,
+                         **{**GAN_YAML, **changes})
+    whole = trained(tmp_path / 'whole', options)
+    part = trained(tmp_path / 'part', {**options, 'train': {**options['train'], 'total_iter': 3}})
+    trained(tmp_path / 'part', options, '--auto_resume')
+    for name in ('net_g_8.pth', 'net_d_8.pth', 'net_g_latest.pth'):
+        a, b = (torch.load(folder / 'models' / name)['params'] for folder in (whole, part))
+        assert_equal_weights(a, b)
+    last = [(folder / 'validation.jsonl').read_text().splitlines()[-1] for folder in (whole, part)]
+    assert last[0] == last[1]
 
 
 @pytest.mark.parametrize('workers', [0, 2])
