@@ -122,6 +122,8 @@ class DenoisingPhaseNet(PhaseChain):
     Raises:
         OptionError: The sizes do not ascend by whole factors to `scale`.
     """
+    argument_kinds = {'scale': 'size', 'phases': 'size', 'num_block': 'size', 'noise': 'paired|zero', 'seed': 'count',
+                      'sizes': 'list?'}
 
     def __init__(self, *, scale: int = 4, phases: int = 5, sizes: list | None = None, num_feat: int = 64,
                  num_block: int = 4, noise: str = 'paired', faithful: bool = False, seed: int = 0) -> None:
@@ -194,6 +196,7 @@ class PhaseDecoder(PhaseChain):
     Raises:
         OptionError: There is no such network.
     """
+    argument_kinds = {'size': 'size'}
     noise = 'paired'
 
     def __init__(self, *, size: int = 256, num_feat: int = 16) -> None:
@@ -274,6 +277,7 @@ class PhaseDiscriminators(nn.ModuleList):
         faithful: The published one, of whole images and the noise, with batch normalisation; otherwise of patches.
         conditional: Whether there are LR images.
     """
+    argument_kinds = {'sizes': 'list!'}
 
     def __init__(self, *, sizes: list, num_feat: int = 64, faithful: bool = False, conditional: bool = True) -> None:
         num_in = 6 if conditional else 3

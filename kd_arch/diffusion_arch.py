@@ -74,6 +74,9 @@ class DiffusionUNet(nn.Module):
     Raises:
         OptionError: diffusers is missing, or the options do not fit each other.
     """
+    argument_kinds = {'prediction_type': 'epsilon|v_prediction|sample', 'dropout': 'decay', 'scale': 'size',
+                      'size': 'size?', 'steps': 'size', 'timesteps': 'size', 'seed': 'count', 'tile': 'count',
+                      'tile_pad': 'count'}
 
     def __init__(self, *, scale: int = 4, size: int | None = None, block_out_channels: tuple = (64, 128, 256, 256),
                  layers_per_block: int = 2, norm_num_groups: int = 32, dropout: float = 0., add_attention: bool = False,

@@ -121,6 +121,7 @@ class GCFSR(nn.Module):
     Raises:
         OptionError: `out_size` is no such power of two, `narrow` leaves no channels, or `cond_norm` is below 1.
     """
+    argument_kinds = {'out_size': 'power!', 'cond_norm': 'largest?'}
 
     blind = False
 
@@ -309,6 +310,7 @@ class GCFSRDiscriminator(StyleGAN2Discriminator):
     Raises:
         OptionError: `out_size` is no such power of two, or `narrow` leaves no channels.
     """
+    argument_kinds = {'out_size': 'power!'}
 
     def __init__(self, *, out_size: int, channel_multiplier: int = 2,
                  resample_kernel: tuple[int, ...] = (1, 3, 3, 1), narrow: float = 1) -> None:

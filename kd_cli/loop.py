@@ -52,7 +52,9 @@ from kd_data.teacher_cache import TeacherCache
 from kd_models.distillation_model import DistillationModel
 from kd_models.guard import TrainingError
 from kd_utils.lock import ExperimentLock
-from kd_utils.options import OptionError, check_files, check_options, parse_options, teacher_cache
+from kd_utils.options import OptionError, check_files, check_options, parse_options, teacher_caches
+from kd_utils.schema import CheckedOptions
+from kd_utils.schema.tables import FOLDERS, RUN
 
 
 def train_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
@@ -70,6 +72,9 @@ def train_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
         ProcessLost: Another process of the job has ended.
     """
     opt, args = _read_options(argv, root_path, is_train=True)
+    if args.print_options:
+        _print_options(opt)
+        return
     if args.loop == 'basicsr':
         _run_stock(stock_train_pipeline, opt, args, root_path)
         return
@@ -87,15 +92,15 @@ def train_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
             model.resume_training(resume_state)
             current_iter = resume_state['iter']
             logger.info(f"Resuming training from epoch: {resume_state['epoch']}, iter: {current_iter}.")
-        cache = sampler.dataset
-        if isinstance(cache, TeacherCache):
-            cache.claim(model.cache_record())
+        caches = _caches(sampler.dataset)
+        for cache in caches:
+            cache.claim(model.cache_record(cache.name))
         # nothing is created, and no older run archived, before all that could be refused is built
         processes.agreed(lambda: _make_folders(opt, lock, current_iter if resume_state else None))
         _write_options(opt, args, opt['path']['experiments_root'])
         open_log_file('train')
         tb_logger = init_tb_loggers(opt)
-        if isinstance(cache, TeacherCache):
+        for cache in caches:
             _fill_cache(opt, cache, model, request)
         _train(opt, model, train_loader, sampler, val_loaders, current_iter, tb_logger, request)
         if tb_logger:
@@ -186,6 +191,9 @@ def _saving_what_fails(model: Any, epoch: int, iteration: int) -> Iterator[None]
 def test_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
     """Tests as the command line says; see `train_pipeline`."""
     opt, args = _read_options(argv, root_path, is_train=False)
+    if args.print_options:
+        _print_options(opt)
+        return
     if args.loop == 'basicsr':
         _run_stock(stock_test_pipeline, opt, args, root_path)
         return
@@ -216,9 +224,16 @@ def _read_options(argv: Sequence[str] | None, root_path: str, is_train: bool) ->
         args.messages += model.complete(opt)
     args.messages += check_options(opt, DistillationModel.losses)
     check_files(opt)
-    if args.loop == 'basicsr' and is_train and teacher_cache(opt):
+    if args.loop == 'basicsr' and is_train and teacher_caches(opt):
         raise OptionError("`teacher.cache` is not read by BasicSR's loop. Leave `--loop basicsr` or the cache out.")
-    return opt, args
+    return CheckedOptions(opt), args
+
+
+def _print_options(opt: dict[str, Any]) -> None:
+    """The options as a file of their own, without what is set for this run only."""
+    written = {key: value for key, value in opt.items() if key not in RUN}
+    written['path'] = {key: value for key, value in opt['path'].items() if key not in FOLDERS}
+    print(yaml.safe_dump(written, sort_keys=False), end='')
 
 
 def _run_stock(pipeline: Any, opt: dict[str, Any], args: Any, root_path: str) -> None:
@@ -228,7 +243,7 @@ def _run_stock(pipeline: Any, opt: dict[str, Any], args: Any, root_path: str) ->
     with tempfile.TemporaryDirectory() as folder:
         plain = osp.join(folder, osp.basename(args.opt))
         with open(plain, 'w', encoding='utf-8') as file:
-            yaml.safe_dump(opt, file, sort_keys=False)
+            yaml.safe_dump(dict(opt), file, sort_keys=False)
         flags = ['--auto_resume'] * args.auto_resume + ['--debug'] * args.debug
         sys.argv = [sys.argv[0], '-opt', plain, '--launcher', args.launcher, *flags]
         pipeline(root_path)
@@ -290,7 +305,7 @@ def _write_options(opt: dict[str, Any], args: Any, folder: str) -> None:
     with open(osp.join(folder, osp.basename(args.opt)), 'w', encoding='utf-8') as file:
         file.write(f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {" ".join(sys.argv)}\n\n{args.text}')
     with open(osp.join(folder, 'options.yml'), 'w', encoding='utf-8') as file:
-        yaml.safe_dump(opt, file, sort_keys=False)
+        yaml.safe_dump(dict(opt), file, sort_keys=False)
 
 
 def create_loaders(opt: dict[str, Any]) -> tuple[DataLoader, DrawSampler, list[DataLoader]]:
@@ -299,8 +314,8 @@ def create_loaders(opt: dict[str, Any]) -> tuple[DataLoader, DrawSampler, list[D
     for phase, dataset_opt in opt['datasets'].items():
         dataset = build_dataset(dataset_opt)
         if phase == 'train':
-            folder = teacher_cache(opt)
-            dataset = TeacherCache(dataset, folder) if folder else dataset
+            for teacher, folder in teacher_caches(opt).items():
+                dataset = TeacherCache(dataset, folder, teacher)
             ratio = dataset_opt.get('dataset_enlarge_ratio', 1)
             sampler = DrawSampler(dataset, opt['world_size'], opt['rank'], ratio)
             train_loader = _loader(SeededDraws(dataset, opt['manual_seed']), dataset_opt, opt, sampler)
@@ -322,13 +337,18 @@ def create_loaders(opt: dict[str, Any]) -> tuple[DataLoader, DrawSampler, list[D
     return train_loader, sampler, val_loaders
 
 
+def _caches(dataset: Any) -> list[TeacherCache]:
+    """The caches of the teachers, each of which holds the set before it."""
+    return [*_caches(dataset.dataset), dataset] if isinstance(dataset, TeacherCache) else []
+
+
 def _fill_cache(opt: dict[str, Any], cache: TeacherCache, model: Any, request: StopRequest) -> None:
     """Makes the images that the teacher's cache lacks, each process its share."""
     logger, missing, meeting = get_root_logger(), cache.missing(opt['rank'], opt['world_size']), processes.Meeting()
     logger.info(f'Teacher cache {cache.folder}: {len(missing)} images to be made on this process, for a training set '
                 f'of {len(cache)}.')
     with _progress_bar(0, len(missing), opt['rank']) as bar:
-        made = cache.fill(missing, lambda lq: model.cacheable(lq.to(model.device)))
+        made = cache.fill(missing, lambda lq: model.cacheable(lq.to(model.device), cache.name))
         for done, _ in enumerate(made, 1):
             bar.update()
             if request:

@@ -32,14 +32,20 @@ class TeacherCache(Dataset):
     """A training set whose items have the same crop of the teacher's image as `teacher`, flipped and turned alike.
 
     Args:
-        dataset: A `PairedImageDataset` in training.
+        dataset: A `PairedImageDataset` in training, or such a set with another teacher's images already.
         folder: Where the teacher's images are, or will be.
+        name: What the items call the teacher's image.
+
+    Attributes:
+        source: The `PairedImageDataset`.
     """
 
-    def __init__(self, dataset: Any, folder: str) -> None:
+    def __init__(self, dataset: Any, folder: str, name: str = 'teacher') -> None:
         self.dataset = dataset
+        self.source: Any = dataset.source if isinstance(dataset, TeacherCache) else dataset
+        self.name = name
         self.folder = Path(folder)
-        self.files = [self.folder / f'{name}.npy' for name in _content_hashes(dataset)]
+        self.files = [self.folder / f'{content}.npy' for content in _content_hashes(self.source)]
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -49,10 +55,11 @@ class TeacherCache(Dataset):
         item = self.dataset[index]
         random.setstate(state)  # BasicSR does not tell what it drew, so the same is drawn again
         image = np.load(self.files[index], mmap_mode='r')
-        size, scale = self.dataset.opt['gt_size'], self.dataset.opt['scale']
+        opt = self.source.opt
+        size, scale = opt['gt_size'], opt['scale']
         crop, _ = paired_random_crop(image, image[::scale, ::scale], size, scale)
-        crop = augment(np.array(crop, np.float32), self.dataset.opt['use_hflip'], self.dataset.opt['use_rot'])
-        return {**item, 'teacher': img2tensor(crop, bgr2rgb=False)}
+        crop = augment(np.array(crop, np.float32), opt['use_hflip'], opt['use_rot'])
+        return {**item, self.name: img2tensor(crop, bgr2rgb=False)}
 
     def claim(self, teacher: dict[str, Any]) -> None:
         """Makes the folder and records what fills it.
@@ -63,7 +70,7 @@ class TeacherCache(Dataset):
         Raises:
             OptionError: The folder's images were made by something else, or there can be no such folder.
         """
-        made_by = {**teacher, **{key: self.dataset.opt.get(key) for key in ('color', 'mean', 'std')}}
+        made_by = {**teacher, **{key: self.source.opt.get(key) for key in ('color', 'mean', 'std')}}
         made_by = json.loads(json.dumps(made_by, default=str))
         record = self.folder / RECORD
         try:
@@ -102,7 +109,7 @@ class TeacherCache(Dataset):
             After each image.
         """
         # validation's items are whole images, prepared otherwise as in training
-        whole = type(self.dataset)({**deepcopy(self.dataset.opt), 'phase': 'val'})
+        whole = type(self.source)({**deepcopy(self.source.opt), 'phase': 'val'})
         for index in indices:
             image = generate(whole[index]['lq'][None])[0].permute(1, 2, 0)  # (sH, sW, C)
             file = io.BytesIO()

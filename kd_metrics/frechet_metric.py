@@ -124,6 +124,7 @@ class RandomFID(FrechetMetric):
         real: A folder of real images; None for the references of the validation.
         seed: Seed of the weights, the same on every machine.
     """
+    argument_kinds = {'seed': 'count'}
 
     def __init__(self, *, real: str | None = None, seed: int = 0) -> None:
         super().__init__(real)

@@ -34,6 +34,7 @@ from kd_models.upcycling import check_upcycling, upcycled
 from kd_models.update import Update, begin_stage
 from kd_models.validation import ValidatedModel, refers_to_teacher
 from kd_utils.options import OptionError, apply_aliases, check_options, crop_size, teacher_caches
+from kd_utils.schema import CheckedOptions
 
 
 @MODEL_REGISTRY.register()
@@ -68,10 +69,10 @@ class DistillationModel(ValidatedModel):
         cls.losses = {name: term.default_type for name, term in cls.known_terms.items()}
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        # our loop has done this already, another project's has not
-        messages = apply_aliases(opt) + self.complete(opt)
-        for message in messages + check_options(opt, {**DistillationModel.losses, **self.losses}, strict=False):
-            get_root_logger().warning(message)
+        if not isinstance(opt, CheckedOptions):  # of another project's loop, or of a test
+            messages = apply_aliases(opt) + self.complete(opt)
+            for message in messages + check_options(opt, {**DistillationModel.losses, **self.losses}, strict=False):
+                get_root_logger().warning(message)
         self.adapter = build_adapter(opt['network_g'])
         self.teachers = {}
         device = torch.device('cuda' if opt['num_gpu'] != 0 else 'cpu')

@@ -5,6 +5,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from kd_utils.schema.stages import distils_discriminator, trains_discriminator
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -76,10 +78,7 @@ class Stages(list[Stage]):
 
 
 def _stage(option: dict[str, Any], start: int, features: Collection[str]) -> Stage:
-    option = dict(option)
+    decided = {'train_d': trains_discriminator(option), 'distill_d': distils_discriminator(option, features)}
+    option = {**option, **decided}
     iters, losses = int(option.pop('iters')), tuple(option.pop('losses', ()))
-    own_discriminator = option.get('discriminator', 'student') == 'student'
-    option.setdefault('train_d', 'gan' in losses and own_discriminator)
-    # the discriminator is distilled where the generator's features are, or wherever it is trained if they never are
-    distill_d = not features or any(name in losses for name in features)
-    return Stage(start=start, end=start + iters - 1, losses=losses, distill_d=distill_d, **option)
+    return Stage(start=start, end=start + iters - 1, losses=losses, **option)

@@ -110,7 +110,8 @@ class ValidatedModel(SRModel):
     def _reference(self, source: str) -> np.ndarray | None:
         if source == 'gt':
             return tensor2img([self.gt.cpu()]) if hasattr(self, 'gt') else None
-        return tensor2img([self.teachers[source].generate(self.lq)[0].cpu()])
+        name = source if source == 'teacher' else f'teacher.{source}'
+        return tensor2img([self.teachers[name].generate(self.lq)[0].cpu()])
 
     def _image_path(self, dataset: str, name: str, current_iter: int | str) -> str:
         root = self.opt['path']['visualization']
@@ -200,7 +201,7 @@ class _Measured:
                     self.of_set[name] = METRIC_REGISTRY.get(option['type'])(**arguments)
 
     def add(self, image: str, img: np.ndarray, reference: Callable[[str], np.ndarray | None]) -> None:
-        """Measures an image, (H, W, C) uint8 BGR, against `reference('gt')` or `reference('teacher')`."""
+        """Measures an image, (H, W, C) uint8 BGR, against `reference('gt')` or a teacher's `reference(NAME)`."""
         references: dict[str, np.ndarray | None] = {}
         values = self.images[image] = {}
         for name, option in self._possible():
@@ -255,7 +256,7 @@ class _Measured:
 
 
 def refers_to_teacher(metric_opt: dict[str, Any]) -> bool:
-    return metric_opt.get('reference') == 'teacher'
+    return metric_opt.get('reference', 'gt') != 'gt'
 
 
 def measures_a_set(metric_opt: dict[str, Any]) -> bool:

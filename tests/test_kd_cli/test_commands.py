@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from tests.support import GAN, UNET, save_teacher, train_yaml, write_yaml
 
@@ -124,11 +123,11 @@ def test_every_shipped_yaml_is_read_and_checked():
     from basicsr.utils.registry import MODEL_REGISTRY
 
     from kd_models.distillation_model import DistillationModel
-    from kd_utils.options import check_options, parse_options
+    from kd_utils.options import check_options, load_yaml, parse_options
     files = sorted((ROOT / 'options').rglob('*.yml'))
     assert files
     for file in files:
-        opt, _ = parse_options(['-opt', str(file)], str(ROOT), is_train='train' in yaml.safe_load(file.read_text()))
+        opt, _ = parse_options(['-opt', str(file)], str(ROOT), is_train='train' in load_yaml(file))
         MODEL_REGISTRY.get(opt['model_type']).complete(opt)
         warnings = check_options(opt, DistillationModel.losses)
         assert not [w for w in warnings if 'nothing is distilled' not in w], f'{file}: {warnings}'

@@ -159,6 +159,32 @@ def test_fresh_optimizer_forgets_at_the_first_iteration_of_its_stage(tmp_path):
     assert model.optimizer_g.state[weight]['step'] == 2
 
 
+def test_a_fresh_optimizer_is_that_of_the_discriminator_too(tmp_path):
+    model = build(full_options(tmp_path, stages=STAGES, total_iter=6, ldl_opt=None))
+
+    def steps():
+        return [{int(state['step']) for state in optimizer.state.values()} for optimizer in model.optimizers]
+
+    train(model, batches(4))
+    assert steps() == [{4, 2}, {2}]  # adaptors and discriminator begin with the second stage
+    train(model, batches(1), first=5)
+    assert steps() == [{1}, {1}]
+
+
+@pytest.mark.parametrize('turns, expected', [({'net_d_init_iters': 2}, [3, 4, 5, 6]), ({'net_d_iters': 2}, [2, 4, 6]),
+                                             ({'net_d_init_iters': 2, 'net_d_iters': 2}, [4, 6]), ({}, [*range(1, 7)])])
+def test_the_generator_waits_for_its_turn(tmp_path, turns, expected):
+    """The discriminator is alone for the first `net_d_init_iters` iterations, and ahead by `net_d_iters` from then."""
+    model = build(gan_options(tmp_path, turns))
+    logs, learnt = [], []
+    for iteration, item in enumerate(batches(6), 1):
+        before = weights(model.net_g)['conv_last.weight']
+        logs += train(model, [item], first=iteration)
+        learnt += [] if torch.equal(model.net_g.conv_last.weight, before) else [iteration]
+    assert learnt == expected == [iteration for iteration, log in enumerate(logs, 1) if 'l_g_pix' in log]
+    assert all('l_d_real' in log for log in logs)
+
+
 def test_stage_weights_scale_a_loss(tmp_path):
     stages = [{'name': 'all', 'iters': 100, 'losses': ['pixel'], 'weights': {'pixel': 0.25}}]
     plain, scaled = build(model_options(tmp_path)), build(model_options(tmp_path, {'stages': stages}))

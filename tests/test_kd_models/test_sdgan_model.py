@@ -206,6 +206,7 @@ def test_a_generator_with_noise_of_its_own_is_refused(tmp_path, monkeypatch):
     ({'self_distill_opt': {**MSE, 'start_iter': 100}}, '`train.self_distill_opt.start_iter` is 100, and the last '
                                                        'iteration with this loss is 100, so it would never be on'),
     ({'self_distill_opt': {**MSE, 'start_iter': 60}, 'stages': STAGES}, 'the last iteration with this loss is 60'),
+    ({'self_distill_opt': {**MSE, 'start_iter': 61}, 'stages': STAGES}, 'the last iteration with this loss is 60'),
 ])
 def test_refusals(tmp_path, train_opt, message):
     with pytest.raises(OptionError, match=message):

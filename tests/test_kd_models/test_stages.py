@@ -37,3 +37,16 @@ def test_the_teachers_discriminator_does_not_train_the_students():
     stages = Stages({'total_iter': 1, 'stages': [{'name': 'a', 'iters': 1, 'losses': ['gan'],
                                                   'discriminator': 'teacher'}]}, ['gan'])
     assert not stages[0].train_d
+
+
+@pytest.mark.parametrize('change', [{'name': 'other'}, {'optimizer': 'fresh'}, {'ema': 'fresh'}, {'adaptors': 'fresh'},
+                                    {'phase': 2}])
+def test_what_a_stage_does_at_its_beginning_is_in_the_plan(change):
+    """By which a resumed run knows that its stages are not those that the state was made by."""
+    def plan(first, second):
+        return Stages({'total_iter': 10, 'stages': [{'name': 'a', 'iters': 5, 'losses': ['pixel'], **first},
+                                                    {'name': 'b', 'iters': 5, 'losses': ['pixel'], **second}]},
+                      ['pixel']).plan()
+    assert plan({}, {}) == plan({}, {})
+    assert plan(change, {}) != plan({}, {}) != plan({}, change)
+    assert plan({'iters': 4}, {'iters': 6}) != plan({}, {})

@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
-from kd_utils.options import OptionError, _Loader
-from kd_utils.schema import MODEL_REGISTRY, NEEDS, get, measures_teacher, registered
+from kd_utils.options import OptionError
+from kd_utils.options.text import _Loader, _take_out, merge
+from kd_utils.schema import MODEL_REGISTRY, get, measured_teachers, registered, requirements_of
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for folder in ('train', 'test') for path in (ROOT / 'options' / folder).rglob('*.yml'))
@@ -78,11 +79,25 @@ class Damage:
         return self.file.relative_to(ROOT).parts[1] == 'train'
 
 
+def whole(file: Path) -> dict[str, Any]:
+    """The options of a file and its bases, with environment variables as they are written."""
+    options = yaml.load(file.read_text(), Loader=_Loader)
+    base, without = options.pop('base', None), options.pop('without', [])
+    if base is None:
+        return options
+    of_base = whole(file.parent / base)
+    for key in without:
+        _take_out(file, file, of_base, key)
+    return merge(of_base, options)
+
+
 class Source:
-    """A shipped file, taken apart."""
+    """A shipped file, taken apart; a variant as if it stood without its base."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.text = file, file.read_text()
+        if '\nbase: ' in self.text:
+            self.text = yaml.safe_dump(whole(file), sort_keys=False)
         node = yaml.compose(self.text, Loader=_Loader)
         assert isinstance(node, yaml.MappingNode)
         self.entries = list(self._walk(node, ()))
@@ -175,7 +190,7 @@ def sections(source: Source) -> list[Entry]:
 def referred(source: Source) -> Iterator[str]:
     """The sections that something else refers to."""
     opt = source.options
-    if measures_teacher(opt):
+    if measured_teachers(opt):
         yield 'teacher'
     if not source.is_train:
         return
@@ -183,7 +198,8 @@ def referred(source: Source) -> Iterator[str]:
     if 'val' in opt['datasets']:
         yield 'val'
     yield from (f'train.{loss}_opt' for stage in stages for loss in stage['losses'])
-    yield from (need for loss, needs in NEEDS.items() if train.get(f'{loss}_opt') is not None for need in needs)
+    yield from (need for loss, needs in requirements_of(opt).items() if train.get(f'{loss}_opt') is not None
+                for need in needs)
     if train.get('gan_opt') is not None:
         yield from ('network_d', 'train.optim_d')
     if train.get('optim_d') is not None:
@@ -337,7 +353,7 @@ def a_section_at_the_wrong_level(source, rng):
 @kind
 def a_path_broken(source, rng):
     def is_asked(entry):
-        return entry.path[0] != 'teacher' or source.is_train or measures_teacher(source.options)
+        return entry.path[0] != 'teacher' or source.is_train or measured_teachers(source.options)
     entry = pick([entry for entry in source.entries if entry.name in PATHS and isinstance(entry.data(), str)
                   and is_asked(entry)], rng)
     path = entry.data()

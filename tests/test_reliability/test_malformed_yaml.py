@@ -24,6 +24,7 @@ from tests.test_reliability.damage import (
     KINDS,
     ROOT,
     Damage,
+    Source,
     damaged,
     is_needed,
     referred,
@@ -220,7 +221,7 @@ def test_layers_that_do_not_exist(folder, layers):
 ])
 def test_what_a_method_derives_from_the_damage_is_not_blamed(folder, file, damage, name):
     """Nor does its derivation end in a traceback."""
-    text = (ROOT / 'options' / file).read_text()
+    text = Source(ROOT / 'options' / file).text
     assert damage[0] in text
     with pytest.raises(OptionError) as error:
         read(text.replace(*damage, 1), file.startswith('train'), folder)

@@ -315,9 +315,9 @@ def test_a_signal_while_the_teachers_cache_is_made(tmp_path, images):
         from kd_models.distillation_model import DistillationModel
         make = DistillationModel.cacheable
 
-        def stopped(model, lq):
+        def stopped(model, lq, *teacher):
             os.kill(os.getpid(), signal.SIGTERM)
-            return make(model, lq)
+            return make(model, lq, *teacher)
         DistillationModel.cacheable = stopped
 
     def cache(experiment):
