@@ -156,8 +156,9 @@ class GCFSR(nn.Module):
         self.final_down1 = ConvLayer(channels[16], channels[8], 3, downsample=True, resample_kernel=kernel)
         self.final_down2 = ConvLayer(channels[8], last, 3, downsample=True, resample_kernel=kernel)
         self.final_linear = EqualLinear(last * 16, self.num_latent * self.num_style_feat, activation='fused_lrelu')
-        self.condition_scale1 = nn.ModuleList(EqualLinear(1, channels[size]) for size in sizes)
-        self.condition_scale2 = nn.ModuleList(EqualLinear(1, channels[size]) for size in sizes)
+        # 1 + weight * condition: without the bias, a and b of ConditionedStyleConv would be the same at every scale
+        self.condition_scale1 = nn.ModuleList(EqualLinear(1, channels[size], bias_init_val=1) for size in sizes)
+        self.condition_scale2 = nn.ModuleList(EqualLinear(1, channels[size], bias_init_val=1) for size in sizes)
         self.condition_shift = nn.ModuleList(
             ConvLayer(channels[size], channels[size], 3, activate=False) for size in sizes)
 

@@ -264,6 +264,15 @@ def test_bare_faces_are_enlarged_and_conditioned_on_their_scale(lq_size, scale):
     assert not torch.allclose(expected, other, atol=1e-3)
 
 
+@torch.no_grad()
+def test_an_untrained_network_starts_with_the_scale_in_its_output():
+    torch.manual_seed(0)
+    net = build_network({**TINY, 'out_size': 64, 'cond_norm': 64})
+    x, noise = torch.rand(2, 3, 64, 64) * 2 - 1, net.make_noise(2)
+    small, large = (net(x, torch.full((2, 1), scale / 64), noise)[0] for scale in (4, 64))
+    assert (small - large).std() > 0.2 * large.std()  # with conditions that start at 0: below 1e-4
+
+
 @pytest.mark.parametrize('size, largest', [(1024, 64), (512, 32), (64, 4)])
 def test_the_largest_scale(size, largest):
     net = on_meta(type='GCFSR', out_size=size)
