@@ -91,11 +91,11 @@ def test_testing_a_student(tmp_path, images):
 def test_algorithms_are_not_tried_on_every_size_of_image(tmp_path, images, monkeypatch):
     """cuDNN's benchmark is on for training crops, and off for whole images."""
     seen = {'training': set(), 'validation': set()}
-    for task, name in (('training', 'optimize_parameters'), ('validation', 'test')):
-        def asked(self, *arguments, task=task, method=getattr(DistillationModel, name)):
+    for task, method in (('training', DistillationModel.optimize_parameters), ('validation', DistillationModel.test)):
+        def asked(self, *arguments, task=task, method=method):
             seen[task].add(torch.backends.cudnn.benchmark)
             return method(self, *arguments)
-        monkeypatch.setattr(DistillationModel, name, asked)
+        monkeypatch.setattr(DistillationModel, method.__name__, asked)
     options = train_yaml(images)
     trained(tmp_path, options)
     assert seen == {'training': {True}, 'validation': {False}}
