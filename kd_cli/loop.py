@@ -177,9 +177,11 @@ def _validate(opt: dict[str, Any], model: Any, loaders: list[DataLoader], iterat
     """All validation sets that this iteration's weights have not been validated on."""
     validated = getattr(model, 'validated', {})
     done = validated['metrics'] if validated.get('iter') == iteration else {}
+    torch.backends.cudnn.benchmark = False  # it would try all algorithms on each new size, and these images have many
     for loader in loaders:
         if loader.dataset.opt['name'] not in done:  # type: ignore[attr-defined]
             model.validation(loader, iteration, tb_logger, opt['val']['save_img'])
+    torch.backends.cudnn.benchmark = True
 
 
 @contextmanager
@@ -202,7 +204,7 @@ def test_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
         _run_stock(stock_test_pipeline, opt, args, root_path)
         return
     processes.start(opt, args)
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = False  # see `_validate`
     with _logging(opt, args) as open_log_file:
         logger, loaders = get_root_logger(), []
         for _, dataset_opt in sorted(opt['datasets'].items()):

@@ -196,7 +196,7 @@ _Image = tuple[str, tuple[int, int] | None]
 
 
 def _scanned_images(key: str, roots: dict[str, str], template: str) -> list[list[_Image]]:
-    """The images of a folder, or of two."""
+    """The images of a folder, or pairs of those of two; of a large set the first, which are opened."""
     names = [_images(f'{key}.{name}', root) for name, root in roots.items()]
     folders = list(roots.values())
     if len(names) == 1:

@@ -13,6 +13,7 @@ import yaml
 
 from kd_cli.loop import test_pipeline as run_test
 from kd_cli.loop import train_pipeline
+from kd_models.distillation_model import DistillationModel
 from kd_utils.options import OptionError, load_yaml
 from tests.support import GAN_YAML, assert_equal_weights, save_teacher, train_yaml, write_yaml
 
@@ -108,6 +109,24 @@ def test_testing_a_student(tmp_path, images):
     measured = json.loads((tmp_path / 'results' / 'DistillationModel' / 'metrics_Tiny.json').read_text())
     last = json.loads((folder / 'validation.jsonl').read_text().splitlines()[-1])
     assert measured['mean'] == last['metrics']
+
+
+def test_algorithms_are_not_tried_on_every_size_of_image(tmp_path, images, monkeypatch):
+    """cuDNN's benchmark is on for training crops, and off for whole images."""
+    seen = {'training': set(), 'validation': set()}
+    for task, method in (('training', DistillationModel.optimize_parameters), ('validation', DistillationModel.test)):
+        def asked(self, *arguments, task=task, method=method):
+            seen[task].add(torch.backends.cudnn.benchmark)
+            return method(self, *arguments)
+        monkeypatch.setattr(DistillationModel, method.__name__, asked)
+    options = train_yaml(images)
+    trained(tmp_path, options)
+    assert seen == {'training': {True}, 'validation': {False}}
+    torch.backends.cudnn.benchmark = True
+    options['datasets'] = {'test': options['datasets']['val']}
+    options['path'] = {'pretrain_network_g': str(tmp_path / f'experiments/{options["name"]}/models/net_g_latest.pth')}
+    run_test(str(tmp_path), ['-opt', str(write_yaml(tmp_path / 'test.yml', options))])
+    assert seen['validation'] == {False}
 
 
 def test_an_epoch_without_a_batch_is_refused(tmp_path, images):

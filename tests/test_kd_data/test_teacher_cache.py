@@ -1,5 +1,6 @@
 """The teacher's crop belongs to those of GT and LQ; what is stored is what the teacher gives for the whole image."""
 import json
+import logging
 import os
 import random
 import shutil
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from basicsr.data import build_dataset
+from basicsr.utils import FileClient
 from torch.nn import functional as F
 
 from kd_data.draws import SeededDraws
@@ -38,8 +40,8 @@ def paired(images, **changes):
     return build_dataset({**opt, **changes})
 
 
-def filled(dataset, folder, teacher=enlarge):
-    cache = TeacherCache(dataset, folder)
+def filled(dataset, folder, teacher=enlarge, **options):
+    cache = TeacherCache(dataset, folder, **options)
     cache.claim({'weights': 'abc'})
     for _ in cache.fill(cache.missing(), teacher):
         pass
@@ -47,7 +49,7 @@ def filled(dataset, folder, teacher=enlarge):
 
 
 def names(folder):
-    return sorted(os.listdir(folder))
+    return sorted(name for name in os.listdir(folder) if not name.startswith('.'))
 
 
 @pytest.fixture
@@ -209,3 +211,201 @@ def test_the_record_says_what_made_the_images(tmp_path, images):
     record = json.loads((tmp_path / 'cache' / 'teacher.json').read_text())
     assert record == {'weights': 'abc', 'color': None, 'mean': None, 'std': None}
     assert len(names(tmp_path / 'cache')) == 7
+
+
+# ---------------------------------------------------------------------------------------------------- feature maps
+
+
+def with_maps(lq):
+    """Besides the image, differences of neighbours to the right and below, on the grid of LR and on a finer one."""
+    def differences(x):
+        right, below = F.pad(x, (0, 1)), F.pad(x, (0, 0, 0, 1))
+        return torch.cat([right[..., 1:] - x, 2 * (below[..., 1:, :] - x)], 1)
+
+    return {'image': enlarge(lq), 'body.0': differences(lq), 'fine': differences(enlarge(lq))}
+
+
+@pytest.mark.parametrize('changes', [{}, {'use_rot': False}, {'use_hflip': False},
+                                     {'use_hflip': False, 'use_rot': False}])
+def test_feature_maps_are_those_of_the_turned_image(tmp_path, images, changes):
+    """Which are not the turned maps of the image: a difference to the right is none to the left."""
+    cache = filled(paired(images, **changes), tmp_path / 'cache', with_maps, layers=('body.0', 'fine'), dtype='fp32')
+    turns = len(cache._turns())
+    assert len(names(tmp_path / 'cache')) == 1 + 6 * (1 + 2 * turns)
+    for draw in range(60):
+        item = SeededDraws(cache, seed=1)[draw % 6, draw]
+        assert torch.equal(item['teacher'], enlarge(item['lq'][None])[0])
+        expected = with_maps(item['lq'][None])
+        for layer in ('body.0', 'fine'):
+            maps, of_crop = item[f'teacher:{layer}'], expected[layer][0]
+            # at the border the whole image goes on, and the crop does not
+            assert maps.shape == of_crop.shape and torch.equal(maps[:, :-1, :-1], of_crop[:, :-1, :-1])
+
+
+def test_images_of_other_sides_are_turned_too(tmp_path, own_images):
+    for folder, scale in (('hr', 2), ('lr', 1)):
+        for i in range(6):
+            path = str(own_images / folder / f'{i}.png')
+            cv2.imwrite(path, cv2.imread(path)[:, :22 * scale])
+    cache = filled(paired(own_images), tmp_path / 'cache', with_maps, layers=('fine', ), dtype='fp32')
+    for draw in range(60):
+        item = SeededDraws(cache, seed=1)[draw % 6, draw]
+        assert torch.equal(item['teacher:fine'][:, :-1, :-1], with_maps(item['lq'][None])['fine'][0, :, :-1, :-1])
+
+
+def test_layers_are_added_to_a_cache_of_images(tmp_path, images):
+    filled(paired(images), tmp_path / 'cache')
+    before = {name: os.stat(tmp_path / 'cache' / name).st_size for name in names(tmp_path / 'cache')}
+    cache = TeacherCache(paired(images), tmp_path / 'cache', layers=('body.0', ))
+    assert cache.missing() == list(range(6))
+    filled(paired(images), tmp_path / 'cache', with_maps, layers=('body.0', ))
+    assert before.items() <= {name: os.stat(tmp_path / 'cache' / name).st_size
+                              for name in names(tmp_path / 'cache')}.items()
+    assert TeacherCache(paired(images), tmp_path / 'cache').missing() == []
+    lost = next((tmp_path / 'cache').glob('*_hvt_body.0.npy'))
+    lost.unlink()
+    assert len(cache.missing()) == 1
+
+
+@pytest.mark.parametrize('scale', [0.5, 1.5, (1, 2)])
+def test_maps_that_no_crop_belongs_to_are_refused(tmp_path, images, scale):
+    def teacher(lq):
+        return {'image': enlarge(lq), 'deep': F.interpolate(lq, scale_factor=scale)}
+
+    with pytest.raises(OptionError, match='maps of `deep` are .* for an image of 32x32, so that a crop'):
+        filled(paired(images), tmp_path / 'cache', teacher, layers=('deep', ))
+
+
+def test_caches_of_two_teachers_keep_their_maps_apart(tmp_path, images):
+    first = filled(paired(images), tmp_path / 'a', with_maps, layers=('body.0', ))
+    both = filled(first, tmp_path / 'b', lambda lq: {'image': 1 - enlarge(lq), 'body.0': -with_maps(lq)['body.0']},
+                  name='teacher.b', layers=('body.0', ))
+    item = both[0]
+    assert torch.equal(item['teacher.b:body.0'], -item['teacher:body.0'])
+    assert item['teacher:body.0'].abs().max() > 0
+
+
+# -------------------------------------------------------------------------------------------------------- precision
+
+
+def beyond(lq):
+    """A teacher whose image leaves [0, 1] a little and is not on the grid of 8 bits."""
+    return enlarge(lq) * 1.2 - 0.1
+
+
+@pytest.mark.parametrize('dtype, expected, size', [
+    ('uint8', lambda x: (x.clamp(0, 1) * 255).round() / 255, 1), ('fp16', lambda x: x.half().float(), 2),
+    ('fp32', lambda x: x, 4)])
+def test_precision(tmp_path, images, dtype, expected, size):
+    cache = filled(paired(images), tmp_path / 'cache', beyond, dtype=dtype)
+    for draw in range(12):
+        item = SeededDraws(cache, seed=1)[draw % 6, draw]
+        torch.testing.assert_close(item['teacher'], expected(beyond(item['lq'][None]))[0], rtol=0, atol=1e-7)
+    assert os.path.getsize(cache.files[0]) == pytest.approx(size * 3 * 64 * 64, abs=128)
+
+
+def test_feature_maps_are_in_half_precision_beside_images_in_8_bits(tmp_path, images):
+    cache = filled(paired(images), tmp_path / 'cache', with_maps, layers=('body.0', ), dtype='uint8')
+    maps = cache[0]['teacher:body.0']
+    assert maps.min() < 0 and torch.equal(maps, maps.half().float())
+
+
+def test_another_precision_is_refused_and_so_are_8_bits_of_other_ranges(tmp_path, images):
+    filled(paired(images), tmp_path / 'cache')
+    with pytest.raises(OptionError, match='made with other dtype'):
+        filled(paired(images), tmp_path / 'cache', dtype='fp32')
+    with pytest.raises(OptionError, match='uint8` is for images in .0, 1., and `datasets.train.mean`'):
+        TeacherCache(paired(images, mean=[0.4] * 3, std=[0.5] * 3), tmp_path / 'other', dtype='uint8')
+
+
+# ------------------------------------------------------------------------------------------------------------- space
+
+
+def test_the_space_is_said_before_it_is_taken(tmp_path, images, caplog, monkeypatch):
+    logger = logging.getLogger('basicsr')
+    monkeypatch.setattr(logger, 'propagate', True)
+    logger.setLevel(logging.INFO)
+    cache = TeacherCache(paired(images), tmp_path / 'cache', layers=('body.0', ))
+    cache.claim({})
+    filling = cache.fill(cache.missing(), with_maps)
+    next(filling)
+    needed = 6 * (3 * 64 * 64 + 8 * 6 * 32 * 32) * 2
+    assert f'6 images will take about {needed / 2**30:.2f} GiB' in caplog.text
+    monkeypatch.setattr(shutil, 'disk_usage', lambda folder: shutil._ntuple_diskusage(0, 0, needed * 5 // 6 - 1))
+    missing = cache.missing()
+    with pytest.raises(OptionError, match='5 images take about .* GiB left. Name another folder'):
+        next(cache.fill(missing, with_maps))
+    assert cache.missing() == missing == [1, 2, 3, 4, 5]
+
+
+def test_a_full_disk_is_said(tmp_path, images, monkeypatch):
+    cache = TeacherCache(paired(images), tmp_path / 'cache')
+    cache.claim({})
+    monkeypatch.setattr(os, 'fsync', lambda file: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
+    with pytest.raises(OptionError, match='cannot be written .No space left on device.. What is there is kept'):
+        next(cache.fill(cache.missing(), enlarge))
+
+
+# ------------------------------------------------------------------------------------------------------------ hashes
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The LR images whose bytes are read."""
+    paths, get = [], FileClient.get
+    monkeypatch.setattr(FileClient, 'get', lambda self, path, *key: (paths.append(path), get(self, path, *key))[1])
+    return paths
+
+
+def test_unchanged_images_are_not_read_again(tmp_path, own_images, read):
+    filled(paired(own_images), tmp_path / 'cache')
+    read.clear()
+    cache = TeacherCache(paired(own_images), tmp_path / 'cache')
+    assert read == [] and cache.missing() == []
+    os.utime(own_images / 'lr' / '3.png')
+    assert TeacherCache(paired(own_images), tmp_path / 'cache').missing() == []
+    assert read == [str(own_images / 'lr' / '3.png')]
+
+
+def test_replaced_and_new_images_are_read(tmp_path, own_images, read):
+    filled(paired(own_images), tmp_path / 'cache')
+    shutil.copy2(own_images / 'lr' / '1.png', own_images / 'lr' / '2.png')  # with its date
+    for folder in ('hr', 'lr'):
+        shutil.copy2(own_images / folder / '4.png', own_images / folder / 'new.png')
+    read.clear()
+    cache = TeacherCache(paired(own_images), tmp_path / 'cache')
+    assert sorted(map(os.path.basename, read)) == ['2.png', 'new.png']
+    assert cache.missing() == [], 'both are images of which the teacher has made its own'
+
+
+@pytest.mark.parametrize('content', [b'', b'PK', None])
+def test_a_damaged_index_is_made_anew(tmp_path, images, read, content):
+    filled(paired(images), tmp_path / 'cache')
+    index = tmp_path / 'cache' / '.hashes.npz'
+    whole = index.read_bytes()
+    index.write_bytes(whole[:len(whole) // 2] if content is None else content)
+    read.clear()
+    cache = filled(paired(images), tmp_path / 'cache')
+    assert len(read) == 6 and cache.missing() == []
+    read.clear()
+    TeacherCache(paired(images), tmp_path / 'cache')
+    assert read == []
+
+
+def test_an_unchanged_lmdb_is_not_read_again(tmp_path, images, read):
+    from kd_cli.prepare import main as prepare
+    for folder in ('hr', 'lr'):
+        prepare(['lmdb', str(images / folder), str(tmp_path / f'{folder}.lmdb')])
+    dataset = {'dataroot_gt': str(tmp_path / 'hr.lmdb'), 'dataroot_lq': str(tmp_path / 'lr.lmdb'),
+               'io_backend': {'type': 'lmdb'}}
+    filled(paired(images, **dataset), tmp_path / 'cache')
+    read.clear()
+    assert TeacherCache(paired(images, **dataset), tmp_path / 'cache').missing() == [] and read == []
+    os.utime(tmp_path / 'lr.lmdb' / 'data.mdb')
+    assert TeacherCache(paired(images, **dataset), tmp_path / 'cache').missing() == [] and len(read) == 6
+
+
+def test_an_image_that_is_none_is_refused_by_name(tmp_path, own_images):
+    (own_images / 'lr' / '3.png').write_bytes(b'no image')
+    with pytest.raises(OptionError, match='3.png` cannot be read as an image'):
+        TeacherCache(paired(own_images), tmp_path / 'cache')
