@@ -43,6 +43,7 @@ class MultiScaleContrastiveLoss(nn.Module):
         tau_min: Lower bound of the temperature.
         tau_max: Upper bound of the temperature.
         learn_tau: Whether the temperature is trained.
+        learn_heads: Whether the embedding heads are trained; the authors' code leaves them as they are initialised.
         mining: `all` negatives, or `hard`: the k most similar ones of each anchor.
         k_image: k at image level, 8 by default; for `hard` only.
         k_patch: k at patch level, 32 by default; for `hard` only.
@@ -58,9 +59,9 @@ class MultiScaleContrastiveLoss(nn.Module):
 
     def __init__(self, *, level: str = 'hybrid', patch_size: int = 48, num_patches: int = 8,
                  image_weight: float = 0.3, patch_weight: float = 0.7, loss_weight: float = 0.05, tau: float = 0.07,
-                 tau_min: float = 0.01, tau_max: float = 0.5, learn_tau: bool = True, mining: str = 'all',
-                 k_image: int | None = None, k_patch: int | None = None, include_positive: bool = True,
-                 negatives: str = 'in_batch', d_emb: int = 256) -> None:
+                 tau_min: float = 0.01, tau_max: float = 0.5, learn_tau: bool = True, learn_heads: bool = True,
+                 mining: str = 'all', k_image: int | None = None, k_patch: int | None = None,
+                 include_positive: bool = True, negatives: str = 'in_batch', d_emb: int = 256) -> None:
         super().__init__()
         chosen = (('level', level, LEVELS), ('mining', mining, MINING), ('negatives', negatives, NEGATIVES))
         for name, value, choices in chosen:
@@ -84,6 +85,7 @@ class MultiScaleContrastiveLoss(nn.Module):
         self.include_positive = include_positive
         self.degraded = negatives == 'in_batch+degraded'
         self.heads = nn.ModuleDict({name: _head(name, d_emb) for name in LEVELS[level]})
+        self.heads.requires_grad_(learn_heads)
         temperatures = {name: Temperature(tau, tau_min, tau_max, learn_tau) for name in self.heads}
         self.temperatures = nn.ModuleDict(temperatures)
 

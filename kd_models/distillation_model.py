@@ -295,6 +295,11 @@ class DistillationModel(ValidatedModel):
             log['stage'] = float(self.stages.index(self.stage) + 1)
         return log
 
+    @property
+    def log_dict(self) -> dict[str, float]:
+        """The last iteration's losses as numbers, as stock models have them; reading it waits for the device."""
+        return self._read(getattr(self, 'loss_tensors', {}))
+
     def _watched(self) -> dict[str, Tensor]:
         """What the alarm measures of the last iteration."""
         if self.stage is None:

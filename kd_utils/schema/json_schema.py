@@ -93,6 +93,10 @@ def json_schema() -> Schema:
                 for what, tables in choices.items()}
     sections['dataset']['properties']['io_backend'] = _section(IO_BACKEND)
     del sections['loss']['additionalProperties']  # each loss says which it has
+    # an optimizer of another package goes by its full name, and its arguments are not known
+    of_torch = sections['optimizer']['properties']['type']
+    sections['optimizer']['properties']['type'] = {'anyOf': [of_torch, {'type': 'string', 'pattern': r'\.'}]}
+    del sections['optimizer']['additionalProperties']
     return {
         '$schema': 'http://json-schema.org/draft-07/schema#',
         'title': 'An option file of basicsr-kd',

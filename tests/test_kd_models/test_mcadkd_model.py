@@ -7,7 +7,7 @@ from basicsr.models import build_model
 from torch.nn import functional as F
 
 from kd_models.mcadkd_model import MCADKDModel
-from kd_utils.options import OptionError, apply_aliases, check_options
+from kd_utils.options import OptionError, apply_aliases, check_options, load_yaml
 from tests.support import EDSR, TEACHER, assert_equal_weights, batches, model_options, save_teacher, train, weights
 
 SMALL = {'contrastive_opt': {'patch_size': 8, 'num_patches': 3, 'd_emb': 16}}
@@ -238,3 +238,30 @@ def test_self_ensemble_is_the_mean_of_eight_views(tmp_path):
             views.append(y.transpose(2, 3) if view & 4 else y)
     torch.testing.assert_close(model.output, torch.stack(views).mean(0))
     assert not torch.equal(model.output, views[0])
+
+
+def test_as_released_trains_neither_discriminator_nor_heads(tmp_path):
+    opt = load_yaml('train/MCADKD/as_released_edsr_x2')
+    train_opt = opt['train']
+    names = ('pixel', 'response_kd', 'contrastive', 'gan')
+    assert {name: train_opt[f'{name}_opt']['loss_weight'] for name in names} == {'pixel': 9.0, 'response_kd': 0.25, 'contrastive': 0.05, 'gan': 1e-4}
+    small = {**train_opt['contrastive_opt'], 'patch_size': 16}
+    losses = {name: train_opt[name] for name in ('pixel_opt', 'response_kd_opt', 'gan_opt')}
+    stages = [{**train_opt['stages'][0], 'iters': 100}]
+    model = build_model(model_options(tmp_path, {**losses, 'contrastive_opt': small, 'optim_d': None, 'stages': stages},
+                                      model_type='MCADKDModel', network_d=dict(SMALL_D), teacher=save_teacher(tmp_path)))
+    criterion = model.terms['contrastive'].criterion
+    before = weights(criterion), weights(model.net_d), weights(model.net_g)
+    log = train(model, batches(2))[-1]
+    assert {'l_g_gan', 'l_g_contrastive'} <= set(log) and 'l_d_real' not in log and not len(model.aux)
+    assert_equal_weights(weights(criterion), before[0])
+    for name, p in model.net_d.named_parameters():
+        assert torch.equal(p, before[1][name]), name
+    assert any(not torch.equal(value, before[2][name]) for name, value in weights(model.net_g).items())
+
+
+def test_the_losses_are_there_as_in_stock_models(tmp_path):
+    model = build_model(model_options(tmp_path))
+    model.feed_data(batches(1)[0])
+    model.optimize_parameters(1)
+    assert model.log_dict == {'l_g_pix': pytest.approx(float(model.loss_tensors['l_g_pix']))}
