@@ -244,12 +244,14 @@ def test_as_released_trains_neither_discriminator_nor_heads(tmp_path):
     opt = load_yaml('train/MCADKD/as_released_edsr_x2')
     train_opt = opt['train']
     names = ('pixel', 'response_kd', 'contrastive', 'gan')
-    assert {name: train_opt[f'{name}_opt']['loss_weight'] for name in names} == {'pixel': 9.0, 'response_kd': 0.25, 'contrastive': 0.05, 'gan': 1e-4}
+    found = {name: train_opt[f'{name}_opt']['loss_weight'] for name in names}
+    assert found == {'pixel': 9.0, 'response_kd': 0.25, 'contrastive': 0.05, 'gan': 1e-4}
     small = {**train_opt['contrastive_opt'], 'patch_size': 16}
     losses = {name: train_opt[name] for name in ('pixel_opt', 'response_kd_opt', 'gan_opt')}
     stages = [{**train_opt['stages'][0], 'iters': 100}]
     model = build_model(model_options(tmp_path, {**losses, 'contrastive_opt': small, 'optim_d': None, 'stages': stages},
-                                      model_type='MCADKDModel', network_d=dict(SMALL_D), teacher=save_teacher(tmp_path)))
+                                      model_type='MCADKDModel', network_d=dict(SMALL_D),
+                                      teacher=save_teacher(tmp_path)))
     criterion = model.terms['contrastive'].criterion
     before = weights(criterion), weights(model.net_d), weights(model.net_g)
     log = train(model, batches(2))[-1]
