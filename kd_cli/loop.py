@@ -96,6 +96,7 @@ def train_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
             logger.info(f"Resuming training from epoch: {resume_state['epoch']}, iter: {current_iter}.")
         caches = _caches(sampler.dataset)
         for cache in caches:
+            cache.layers = model.cached_layers(cache.name)
             cache.claim(model.cache_record(cache.name))
         # nothing is created, and no older run archived, before all that could be refused is built
         processes.agreed(lambda: _make_folders(opt, lock, current_iter if resume_state else None))
@@ -324,8 +325,8 @@ def create_loaders(opt: dict[str, Any]) -> tuple[DataLoader, DrawSampler, list[D
     for phase, dataset_opt in opt['datasets'].items():
         dataset = build_dataset(dataset_opt)
         if phase == 'train':
-            for teacher, folder in teacher_caches(opt).items():
-                dataset = TeacherCache(dataset, folder, teacher)
+            for teacher, cache in teacher_caches(opt).items():
+                dataset = TeacherCache(dataset, cache['folder'], teacher, dtype=cache['dtype'])
             ratio = dataset_opt.get('dataset_enlarge_ratio', 1)
             sampler = DrawSampler(dataset, opt['world_size'], opt['rank'], ratio)
             train_loader = _loader(SeededDraws(dataset, opt['manual_seed']), dataset_opt, opt, sampler)

@@ -216,6 +216,9 @@ class TeacherCache(Dataset):
         dtype = DTYPES[self.dtype][layer != IMAGE]
         maps = maps[0].permute(1, 2, 0).float().cpu()
         if dtype is np.uint8:
+            if maps.shape[-1] != lq.shape[1]:
+                raise OptionError('`teacher.cache.dtype: uint8` is for one image in [0, 1], and this teacher answers '
+                                  'with several. Write `fp16`.')
             maps = (maps.clamp(0, 1) * 255).round()
         return np.ascontiguousarray(maps.numpy().astype(dtype))
 

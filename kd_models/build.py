@@ -161,9 +161,11 @@ def _build_criterion(name: str, kind: type[Term], option: Options) -> nn.Module:
 
 
 def _check_uncached(name: str, teacher: str, kind: type[Term], opt: Options) -> None:
-    if kind.side == 'generator' and teacher in teacher_caches(opt):
+    cache = teacher_caches(opt).get(teacher)
+    if kind.side == 'generator' and cache and not cache['features']:
         raise OptionError(f'`train.{name}_opt` compares feature maps of the teacher, and `teacher.cache` has only its '
-                          'images. Take one of the two out.')
+                          f'images. Write `cache: {{folder: {cache["folder"]}, features: true}}`. Take one of the two '
+                          'out if there is no room for them.')
 
 
 def _pair(name: str, kind: type[Term], teacher: str, option: Options, training: Training) -> Options:

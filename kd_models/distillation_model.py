@@ -16,6 +16,7 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
+from kd_data.teacher_cache import IMAGE
 from kd_models import build
 from kd_models.adapters import build_adapter
 from kd_models.adversary import Adversary
@@ -29,6 +30,7 @@ from kd_models.report import trained_and_frozen
 from kd_models.runtime import Runtime
 from kd_models.stages import Stage
 from kd_models.step import Step
+from kd_models.taps import Taps
 from kd_models.terms import TERMS, Term
 from kd_models.training import Training
 from kd_models.upcycling import check_upcycling, upcycled
@@ -236,7 +238,7 @@ class DistillationModel(ValidatedModel):
                     sources=self.sources, cached=self.cached())
 
     def cached(self) -> dict[str, Tensor]:
-        """The images that teachers have of this batch in their caches.
+        """The images, and feature maps, that teachers have of this batch in their caches, by `item_key`.
 
         Raises:
             OptionError: There is a cache, and the loop does not read it.
@@ -245,7 +247,7 @@ class DistillationModel(ValidatedModel):
         if any(name not in self.batch for name in names):
             raise OptionError('`teacher.cache` is read by the loop of kd_cli only. Call kd_cli.train.main in your '
                               'train.py, or take `teacher.cache` out.')
-        return {name: self.batch[name] for name in names}
+        return {key: value for key, value in self.batch.items() if key.partition(':')[0] in names}
 
     def targets(self) -> dict[str, Tensor]:
         """Ground truths that differ from `gt`, by loss name: those that Real-ESRGAN's keys want sharpened."""
@@ -320,9 +322,24 @@ class DistillationModel(ValidatedModel):
 
     # ------------------------------------------------------------------------------------------------------- cache
 
-    def cacheable(self, lq: Tensor, name: str = 'teacher') -> Tensor:
-        """What a teacher's cache keeps of a whole LR image (1, C, H, W): (1, C', sH, sW), read by crop as `cached`."""
-        return self.teachers[name].generate(lq)[0]
+    def cacheable(self, lq: Tensor, name: str = 'teacher') -> Tensor | dict[str, Tensor]:
+        """What a teacher's cache keeps of a whole LR image (1, C, H, W): an image (1, C', sH, sW), read as `cached`.
+
+        With feature maps a dictionary of that, as `IMAGE`, and of the maps of `cached_layers`.
+        """
+        image, maps = self.teachers[name].generate(lq, self._cached_taps(name))
+        return {IMAGE: image, **maps}
+
+    def cached_layers(self, name: str = 'teacher') -> tuple[str, ...]:
+        """The layers whose maps a teacher's cache keeps besides its images."""
+        taps = self._cached_taps(name)
+        if taps is None and teacher_caches(self.opt)[name]['features']:
+            get_root_logger().warning(f'`{name}.cache.features` is of no use: no loss compares feature maps of it.')
+        return tuple(taps.paths) if taps else ()
+
+    def _cached_taps(self, name: str) -> Taps | None:
+        return self.training.features.taps(name, tuple(self.terms)) if teacher_caches(self.opt)[name]['features'] \
+            else None
 
     def cache_record(self, name: str = 'teacher') -> dict[str, Any]:
         """What decides the images in a teacher's cache; others are not taken from it."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from kd_data.teacher_cache import IMAGE, item_key
 from kd_models.step import Step
 from kd_models.training import Training
 
@@ -29,10 +30,12 @@ def ema(training: Training, step: Step, name: str) -> None:
 
 def teacher(training: Training, step: Step, name: str) -> None:
     """The image in `step.teachers`, from the teacher's cache where it has one, and its feature maps."""
-    if name in step.cached:
-        step.teachers[name] = step.cached[name].to(training.runtime.device, non_blocking=True)
-        return
     taps = training.features.taps(name, step.losses)
+    if name in step.cached:
+        kept = {layer: step.cached[item_key(name, layer)].to(training.runtime.device, non_blocking=True)
+                for layer in (IMAGE, *(taps.paths if taps else ()))}
+        step.teachers[name], step.features[name] = kept.pop(IMAGE), kept
+        return
     step.teachers[name], step.features[name] = training.teachers[name].generate(step.lq, taps, **step.inputs)
 
 

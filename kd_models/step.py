@@ -29,7 +29,7 @@ class Step:
         condition: What else the discriminators are called with.
         unit: Turns images of the training into images in [0, 1].
         sources: One number per image, equal for crops of one photograph, (N, ); None where that is not known.
-        cached: Teacher -> its images of this batch from its cache, (N, C, sH, sW).
+        cached: What teachers' caches have of this batch, images (N, C, sH, sW) and feature maps, by `item_key`.
         losses: The generator's losses that are on in this iteration, in the order of their sum.
         wanted: What they read: `student`, `ema`, teachers by name, and others of the table of forwards.
         output: The student's SR images, with a graph where the generator is updated.

@@ -126,6 +126,8 @@ def _set_paths(opt: Options, root_path: str, is_train: bool) -> None:
             require(f'{key}.path', 'dict', teacher['path'])
             _expand_home(teacher['path'], ('pretrain_network', ))
         _expand_home(teacher, ('cache', ))
+        if isinstance(teacher.get('cache'), dict):
+            _expand_home(teacher['cache'], ('folder', ))
     for key in [*loss_weight_keys(opt), *metric_keys(opt, 'weights'), *metric_keys(opt, 'real')]:
         _expand_home(get(opt, key.rpartition('.')[0]), ('weights', 'real'))
     kind = 'experiments' if is_train else 'results'

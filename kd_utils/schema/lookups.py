@@ -112,8 +112,8 @@ def teachers_of_loss(opt: Options, name: str) -> list[str]:
     return [str(one) for one in given] if isinstance(given, list) else [str(given or 'teacher')]
 
 
-def teacher_caches(opt: Options) -> dict[str, str]:
-    """Teacher -> the folder of its stored images, for those whose images a loss reads.
+def teacher_caches(opt: Options) -> dict[str, Options]:
+    """Teacher -> `folder`, `features` and `dtype` of what is stored of it, for those whose images a loss reads.
 
     Teachers are called as the model calls them: `teacher`, or `teacher.NAME` for those of `teachers`.
     """
@@ -122,9 +122,11 @@ def teacher_caches(opt: Options) -> dict[str, str]:
         if 'teacher' not in requirements or train.get(f'{name}_opt') is None:
             continue
         for teacher in teachers_of_loss(opt, name):
-            folder = get(opt, f'{teacher_key(teacher)}.cache')
-            if folder is not None:
-                found['teacher' if teacher == 'teacher' else f'teacher.{teacher}'] = folder
+            cache = get(opt, f'{teacher_key(teacher)}.cache')
+            if cache is not None:
+                section = cache if isinstance(cache, dict) else {'folder': cache}
+                found['teacher' if teacher == 'teacher' else f'teacher.{teacher}'] = {
+                    'features': False, 'dtype': 'fp16', **section}
     return found
 
 

@@ -21,6 +21,7 @@ from kd_utils.schema.lookups import (
 )
 from kd_utils.schema.messages import Options
 from kd_utils.schema.tables import (
+    CACHE,
     FOLDERS,
     NO_FOLDER,
     OUR_TRAIN_KEYS,
@@ -105,6 +106,9 @@ class NetworkChecks(Checks):
             self.check_cache(key)
 
     def check_cache(self, key: str) -> None:
+        cache = get(self.opt, f'{key}.cache')
+        if isinstance(cache, dict):
+            self.table(f'{key}.cache', cache, CACHE, self.training)
         kind = str(get(self.opt, 'datasets.train.type')).removesuffix('_basicsr')
         if kind != 'PairedImageDataset':
             self.refuse(f'`{key}.cache` keeps one image of the teacher for each training image, which fits the fixed '

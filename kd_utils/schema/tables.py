@@ -48,7 +48,8 @@ FOLDERS: Table = {
     'visualization': 'path',
 }
 
-TEACHER: Table = {'network_g': 'dict!', 'network_d': 'dict?', 'path': 'dict!', 'cache': 'path?'}
+TEACHER: Table = {'network_g': 'dict!', 'network_d': 'dict?', 'path': 'dict!', 'cache': 'path or dict?'}
+CACHE: Table = {'folder': 'path!', 'features': 'bool', 'dtype': 'uint8|fp16|fp32'}
 
 # BasicSR's names of losses; those of other names are this package's.
 STOCK_LOSSES = ('pixel', 'ldl', 'perceptual', 'gan')

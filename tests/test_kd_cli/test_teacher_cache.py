@@ -46,6 +46,17 @@ def test_the_teacher_sees_each_image_once_and_none_in_a_second_run(tmp_path, ima
     assert any(not torch.equal(without['params'][name], first['params'][name]) for name in first['params'])
 
 
+def test_feature_maps_are_kept_for_each_turn(tmp_path, images, asked):
+    """One pass of the teacher for each of eight turns, in the first run; the same in 8 bits."""
+    cache = {'folder': str(tmp_path / 'cache'), 'features': True, 'dtype': 'uint8'}
+    options = cached_yaml(images, tmp_path, teacher__cache=cache, train__feature_kd_opt={'type': 'MLPFeatureLoss'})
+    first = trained(tmp_path / 'a', options)
+    assert asked == [32] * 48
+    second = trained(tmp_path / 'b', options)
+    assert len(asked) == 48
+    assert_equal_weights(first['params'], second['params'])
+
+
 def test_a_metric_against_the_teacher_asks_the_network(tmp_path, images, asked):
     trained(tmp_path, cached_yaml(images, tmp_path, val__metrics={'psnr': {**PSNR, 'reference': 'teacher'}}))
     assert len(asked) == 6 + 2 * 6  # two validations
