@@ -1,6 +1,7 @@
 # make demo   installs into .venv and runs the main job: teacher, student alone, student distilled, one table, two pictures
 # make test   installs what it needs and runs lint, types and tests
 # make stress runs the tests of docs/reliability.md with their full counts, about ten minutes; prints the counts
+# make bench  measures what a training step and the data for it cost, as ratios beside their targets; four minutes
 # make install TORCH="torch==2.13.0 torchvision==0.28.0"   another torch (the default is the newest of the registry)
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -q
 MARK := $(VENV)/.installed
 TORCH_MARK := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d' ' -f1)
 
-.PHONY: demo test stress install
+.PHONY: demo test stress bench install
 
 demo: install
 	$(VENV)/bin/python -m kd_cli.demo
@@ -26,6 +27,9 @@ stress: $(MARK)-dev
 	KD_STRESS=$(CURDIR)/$(VENV)/stress.txt OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -rs -n 2 --dist worksteal \
 	  tests/test_reliability
 	@sort $(VENV)/stress.txt
+
+bench: install
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.bench
 
 install: $(MARK)
 

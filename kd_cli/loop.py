@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import yaml
-from basicsr.data import build_dataloader, build_dataset
+from basicsr.data import build_dataloader
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher
 from basicsr.models import build_model
 from basicsr.test import test_pipeline as stock_test_pipeline
@@ -48,6 +48,7 @@ from kd_cli import processes
 from kd_cli.resume import find_resume_state, remove_unfinished, set_aside_later
 from kd_cli.speed import speed_line
 from kd_cli.stopping import IgnoringSignals, Stopped, StopRequest, announce
+from kd_data.building import build_dataset
 from kd_data.draws import DrawSampler, SeededDraws, seed_everything
 from kd_data.teacher_cache import TeacherCache
 from kd_models.distillation_model import DistillationModel
@@ -83,7 +84,7 @@ def train_pipeline(root_path: str, argv: Sequence[str] | None = None) -> None:
     torch.backends.cudnn.benchmark = True
     with processes.noticing_lost_ones(), StopRequest() as request, _logging(opt, args) as open_log_file, \
             ExperimentLock(opt['path']['experiments_root']) as lock:
-        processes.agreed(lock.hold)
+        processes.agreed(lock.hold)  # where the run has a folder already; a new one is locked once it is made
         logger = get_root_logger()
         resume_state = find_resume_state(opt)
         train_loader, sampler, val_loaders = create_loaders(opt)
@@ -290,15 +291,15 @@ def _make_folders(opt: dict[str, Any], lock: ExperimentLock, resumed: int | None
     if resumed is not None:  # perhaps from the state of another experiment
         for folder in ('experiments_root', 'models', 'training_states', 'visualization'):
             os.makedirs(opt['path'][folder], exist_ok=True)
-        lock.hold()
+        lock.hold()  # the folder may have been made just now
         remove_unfinished(opt['path'])
         if not opt['auto_resume']:
             set_aside_later(opt['path'], resumed)
         return
-    lock.hold()  # of a run that has been started meanwhile
+    lock.hold()  # another run may have made the folder since the first look; then this one is refused
     lock.before_renaming()
-    make_exp_dirs(opt)
-    lock.hold()
+    make_exp_dirs(opt)  # which renames the folder of an older run, lock and all
+    lock.hold()  # that of the new folder
     if opt['logger'].get('use_tb_logger') and 'debug' not in opt['name']:
         mkdir_and_rename(osp.join(opt['root_path'], 'tb_logger', opt['name']))
 

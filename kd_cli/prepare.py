@@ -2,6 +2,7 @@
 
     kd-prepare lr HR LR --scale 2 [--hr-out HR2]        bicubic LR images, and HR cropped to a multiple of the scale
     kd-prepare subimages SRC DST --size 480 --step 240  sub-images: small files are read faster than whole photos
+    kd-prepare degrade HR LR --recipe real-esrgan       Real-ESRGAN's LR images, made once
     kd-prepare lmdb SRC DST.lmdb                        one LMDB instead of many small files
     kd-prepare photos DST --scale 2                     the demo's photographs, from the scikit-image package
 
@@ -12,6 +13,7 @@ missing. A hidden file in each output folder records how its images were made; o
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import os
@@ -383,7 +385,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument('--size', type=int, default=480)
     sub.add_argument('--step', type=int, default=240)
     sub.add_argument('--thresh', type=int, default=0, help='largest strip at the border that is left out')
-    for command in (lr, sub):
+    degrade = commands.add_parser('degrade', help="Real-ESRGAN's LR images of a folder of HR images, made once")
+    degrade.add_argument('src', type=Path, metavar='HR_DIR')
+    degrade.add_argument('dst', type=Path, metavar='LR_DIR')
+    degrade.add_argument('--recipe', required=True, help='`real-esrgan`, or an option file with RealESRGANDataset')
+    degrade.add_argument('--scale', type=int, choices=(1, 2, 3, 4, 8), help="default: the recipe's")
+    degrade.add_argument('--copies', type=int, default=1, help='LR images of each HR image (default: 1)')
+    degrade.add_argument('--seed', type=int, default=0)
+    degrade.add_argument('--hr-out', type=Path, help='also HR images of the sizes and names of LR, linked or written')
+    for command in (lr, sub, degrade):
         command.add_argument('--workers', type=int, default=1, help='processes (default: 1)')
     lmdb = commands.add_parser('lmdb', help='put the images of a folder into an LMDB')
     lmdb.add_argument('src', type=Path, metavar='SRC')
@@ -399,6 +409,10 @@ def _run(args: argparse.Namespace) -> int:
         return make_lr(args.src, args.dst, args.scale, args.hr_out, args.workers)
     if args.command == 'subimages':
         return make_subimages(args.src, args.dst, args.size, args.step, args.thresh, args.workers)
+    if args.command == 'degrade':
+        degrade = importlib.import_module('kd_cli.degrade')  # only now: the other commands start without torch
+        return degrade.make_degraded(args.src, args.dst, args.recipe, args.scale, args.copies, args.seed, args.hr_out,
+                                     args.workers)
     if args.command == 'lmdb':
         return make_lmdb(args.src, args.dst)
     return make_photos(args.dst, args.scale)

@@ -15,6 +15,8 @@ import torch
 from basicsr.data.data_sampler import EnlargedSampler
 from torch.utils.data import Dataset
 
+CHUNK = 4096  # draws that are Python objects at a time
+
 
 class DrawSampler(EnlargedSampler):
     """BasicSR's EnlargedSampler, in the same order, whose items are (image index, draw number).
@@ -35,11 +37,13 @@ class DrawSampler(EnlargedSampler):
         self._resumed = (epoch, skip)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        indices = list(super().__iter__())
-        first = self.epoch * self.total_size + self.rank
-        draws = [(index, first + i * self.num_replicas) for i, index in enumerate(indices)]
+        order = torch.randperm(self.total_size, generator=torch.Generator().manual_seed(self.epoch))
+        images = order[self.rank::self.num_replicas] % len(self.dataset)  # type: ignore[arg-type]
         epoch, skip = self._resumed
-        return iter(draws[skip:] if self.epoch == epoch else draws)
+        first = self.epoch * self.total_size + self.rank
+        for start in range(skip if self.epoch == epoch else 0, self.num_samples, CHUNK):
+            for number, image in enumerate(images[start:start + CHUNK].tolist(), start):
+                yield image, first + number * self.num_replicas
 
 
 class SeededDraws(Dataset):

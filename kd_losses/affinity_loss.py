@@ -6,6 +6,8 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kd_utils.precision import full_precision
+
 
 @LOSS_REGISTRY.register()
 class SpatialAffinityLoss(nn.Module):
@@ -50,5 +52,6 @@ class SpatialAffinityLoss(nn.Module):
         height, width = (min(side, self.largest_side) for side in maps.shape[-2:])
         if (height, width) != maps.shape[-2:]:
             maps = F.adaptive_avg_pool2d(maps, (height, width))
-        places = F.normalize(maps.flatten(2), dim=1)  # (N, C, H W)
-        return places.transpose(1, 2) @ places
+        with full_precision(maps.device):
+            places = F.normalize(maps.float().flatten(2), dim=1)  # (N, C, H W)
+            return places.transpose(1, 2) @ places

@@ -11,6 +11,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from kd_utils.options import OptionError
+from kd_utils.precision import full_precision
 
 LEVELS = {'image': ('image',), 'patch': ('patch',), 'hybrid': ('image', 'patch')}
 MINING = ('all', 'hard')
@@ -114,7 +115,8 @@ class MultiScaleContrastiveLoss(nn.Module):
                 views, excluded = self._patches(images, same) if level == 'patch' else (images, same)
             embeddings = self.heads[level](torch.cat(views)).chunk(len(views))  # each (M, d_emb)
             tau = self.temperatures[level]()
-            parts[level] = self._info_nce(level, list(embeddings), tau, excluded)
+            with full_precision(student.device):
+                parts[level] = self._info_nce(level, [x.float() for x in embeddings], tau.float(), excluded)
             parts[f'tau_{level}'] = tau.detach()
         weighted = [self.weights[level] * parts[level] for level in self.heads]
         parts['loss'] = self.loss_weight * torch.stack(weighted).sum()
@@ -153,8 +155,7 @@ class MultiScaleContrastiveLoss(nn.Module):
                               'or more.')
         owner = torch.arange(count).repeat_interleave(self.num_patches)
         top, left = (torch.randint(0, length - size + 1, (total, )) for length in (height, width))
-        places = list(zip(owner.tolist(), top.tolist(), left.tolist(), strict=True))
-        views = [torch.stack([x[i, :, y:y + size, z:z + size] for i, y, z in places]) for x in images]
+        views = _crops(images, owner, top, left, size)
         close = [(place[:, None] - place[None]).abs() < size for place in (top, left)]
         apart = (owner[:, None] == owner[None]) & ~(close[0] & close[1])  # crops of one image that do not overlap
         excluded = same.repeat_interleave(self.num_patches, 0).repeat_interleave(self.num_patches, 1)
@@ -207,7 +208,7 @@ class Temperature(nn.Module):
 class _Normalise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=1)
+        return F.normalize(x.float(), dim=1)
 
 
 def _head(level: str, d_emb: int) -> nn.Sequential:
@@ -216,6 +217,22 @@ def _head(level: str, d_emb: int) -> nn.Sequential:
     convs = [nn.Conv2d(3, half, 3, padding=1)] if level == 'image' else \
         [nn.Conv2d(3, quarter, 3, padding=1), nn.ReLU(), nn.Conv2d(quarter, half, 3, padding=1)]
     return nn.Sequential(*convs, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(half, d_emb), _Normalise())
+
+
+def _crops(images: list[Tensor], owner: Tensor, top: Tensor, left: Tensor, size: int) -> list[Tensor]:
+    """Crops of images (N, C, H, W): for each of `owner`, `top` and `left` (M, ) one, (M, C, size, size).
+
+    One index for all: a slice for each crop would make a gradient of the whole batch for each crop.
+    """
+    _, channels, height, width = images[0].shape
+    device = images[0].device
+    corners = (owner * channels * height + top) * width + left  # of the first channel, counted through the batch
+    # backwards, as autograd sums the gradients of overlapping slices: a result is the same bit for bit
+    corners = corners.flip(0).to(device, non_blocking=True)
+    planes = torch.arange(channels, device=device) * height * width
+    rows, columns = torch.arange(size, device=device) * width, torch.arange(size, device=device)
+    pixels = corners.view(-1, 1, 1, 1) + planes.view(-1, 1, 1) + rows.view(-1, 1) + columns  # (M, C, size, size)
+    return [x.reshape(-1).index_select(0, pixels.flatten()).view(pixels.shape).flip(0) for x in images]
 
 
 def _rank() -> int:

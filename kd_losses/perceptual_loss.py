@@ -12,6 +12,7 @@ from torchvision.models import vgg19
 
 from kd_utils import checkpoint
 from kd_utils.options import OptionError, nearest
+from kd_utils.precision import full_precision
 
 _LAYERS = NAMES['vgg19']
 _VGG_PAGE = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'
@@ -52,6 +53,10 @@ class VGGPerceptualLoss(PerceptualLoss):
         self.criterion_type = criterion
         self.criterion = criteria[criterion]
         self.vgg = VGG19Features(weights, list(layer_weights), use_input_norm, range_norm)
+
+    def _gram_mat(self, x: Tensor) -> Tensor:
+        with full_precision(x.device):  # sums over all pixels
+            return super()._gram_mat(x.float())
 
 
 class VGG19Features(nn.Module):

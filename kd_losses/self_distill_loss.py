@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from kd_utils import checkpoint
 from kd_utils.options import OptionError
+from kd_utils.precision import full_precision
 
 # Backbone -> torchvision's file of weights.
 BACKBONES = {'vgg': 'vgg16-397923af.pth', 'alex': 'alexnet-owt-7be5be79.pth', 'squeeze': 'squeezenet1_1-b8a52dc0.pth'}
@@ -137,14 +138,20 @@ class MSSSIMLoss(nn.Module):
             raise OptionError(f'MS-SSIM needs images of at least {self.smallest} pixels a side, these are '
                               f'{x.shape[-2]}x{x.shape[-1]}. Take larger ones, in training by gt_size, '
                               'or use LPIPSLoss.')
-        window = gaussian_window(11 if side > 160 else 7, x)
-        similarity: Tensor | float = 1.
-        for scale, weight in enumerate(MS_SSIM_WEIGHTS, 1):
-            luminance, contrast = ssim_terms(x, y, window)
-            term = contrast if scale < len(MS_SSIM_WEIGHTS) else luminance * contrast
-            similarity = similarity * term.mean((2, 3)).clamp(min=1e-6)**weight  # (N, C)
-            x, y = (F.avg_pool2d(image, 2, ceil_mode=True) for image in (x, y))
-        return self.loss_weight * (1 - similarity).mean()  # type: ignore[union-attr]
+        with full_precision(x.device):  # variances are small differences of squares
+            return self.loss_weight * (1 - _ms_ssim(x.float(), y.float(), 11 if side > 160 else 7)).mean()
+
+
+def _ms_ssim(x: Tensor, y: Tensor, window_size: int) -> Tensor:
+    """MS-SSIM of each channel of each image, (N, C)."""
+    window = gaussian_window(window_size, x)
+    similarity = x.new_ones(())
+    for scale, weight in enumerate(MS_SSIM_WEIGHTS, 1):
+        luminance, contrast = ssim_terms(x, y, window)
+        term = contrast if scale < len(MS_SSIM_WEIGHTS) else luminance * contrast
+        similarity = similarity * term.mean((2, 3)).clamp(min=1e-6)**weight
+        x, y = (F.avg_pool2d(image, 2, ceil_mode=True) for image in (x, y))
+    return similarity
 
 
 def gaussian_window(size: int, like: Tensor) -> Tensor:

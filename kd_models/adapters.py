@@ -131,7 +131,8 @@ class GCFSRAdapter(Adapter):
 
 
 def _check_ranges(opt: dict[str, Any]) -> None:
-    for key in filter(opt.get, USM_KEYS.values()):
+    key = next(filter(opt.get, USM_KEYS.values()), None)
+    if key:
         raise OptionError(f'`{key}` sharpens images in [0, 1], and GCFSR is trained in [-1, 1]. Take it out.')
     losses = {name: opt['train'].get(f'{name}_opt') or {} for name in ('perceptual', 'self_distill', *AS_TRAINED)}
     perceptual = losses['perceptual']

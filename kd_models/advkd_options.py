@@ -9,7 +9,7 @@ from kd_arch.diffusion_arch import DiffusionUNet
 from kd_utils.options import OptionError, crop_size
 from kd_utils.schema import arch_of, get, is_another, require
 
-# What `train.preset` writes where the YAML is silent.
+# What `train.preset` writes where the file has nothing.
 PRESETS: dict[str, dict[str, Any]] = {
     'practical': {'phase_kd_opt': {'type': 'L1Loss', 'loss_weight': 1.0},
                   'gan_opt': {'type': 'GANLoss', 'gan_type': 'wgan_softplus', 'loss_weight': 0.02}},

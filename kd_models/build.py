@@ -12,13 +12,13 @@ from urllib.error import URLError
 import torch
 from basicsr.archs import build_network
 from basicsr.losses import build_loss
-from basicsr.utils import USMSharp, get_root_logger
+from basicsr.utils import get_root_logger
 from torch import nn
 
 from kd_models.adapters import Adapter
 from kd_models.adversary import Adversary
 from kd_models.averaging import averages, go_on, try_optimizer
-from kd_models.degradation import USM_KEYS, Degradation, is_degrading
+from kd_models.degradation import USM_KEYS, build_degradation, build_sharpener, is_degrading
 from kd_models.ema import update_ema
 from kd_models.pairing import Tapped, pair_features
 from kd_models.report import measure_networks, networks_table
@@ -60,9 +60,9 @@ def build_training(opt: Options, runtime: Runtime, adapter: Adapter, net_g: nn.M
     with own_random_numbers(runtime.device):
         training.teachers = build_teachers(opt, runtime.device)
     if is_degrading(opt):
-        training.degradation = Degradation(opt, runtime.device)
+        training.degradation = build_degradation(opt, runtime.device)
     if any(map(opt.get, USM_KEYS.values())):
-        training.usm_sharpener = USMSharp().to(runtime.device)
+        training.usm_sharpener = build_sharpener(opt).to(runtime.device)
     get_root_logger().info('Networks, for one training crop:\n' + networks_table(measure_networks(training)))
     training.adversary = adversary_type(training.net_d, training.teachers, runtime, training.features, opt['train'])
     with own_random_numbers(runtime.device):

@@ -32,7 +32,7 @@ class MCADKDModel(DistillationModel):
 
     @classmethod
     def complete_training(cls, opt: dict[str, Any], train_opt: dict[str, Any]) -> None:
-        """The four losses, the discriminator and its optimizer (that of the generator) where the YAML is silent."""
+        """The four losses, the discriminator and its optimizer (that of the generator) where the file has none."""
         for name, option in LOSSES.items():
             train_opt.setdefault(name, deepcopy(option))
         if train_opt['gan_opt'] is not None:

@@ -40,8 +40,10 @@ class Runtime:
         self.distributed = distributed
         self.grad_clip: float | None = train_opt.get('grad_clip')
         self.guard = Guard(train_opt.get('max_bad_steps', 10))
-        self._finite = self._true()        # the losses of the next update
-        self._finite_since = self._true()  # the updates since the generator's
+        self._finite = self._true()  # whether all losses of the update that is being prepared are finite
+        # whether all updates after the generator's were made: where the discriminator's was not, the generator's
+        # buffers return to what they were before the images for it
+        self._later_updates_made = self._true()
         self._updates: dict[str, tuple[Optimizer, Buffers]] = {}
         # which gradients there are is agreed on between the CPUs, so that nobody waits for a GPU
         self._cpu_group: Any = dist.new_group(backend='gloo') if distributed and dist.get_backend() != 'gloo' else None
@@ -80,10 +82,10 @@ class Runtime:
         """Around all forwards and updates of one iteration."""
         for _, buffers in self._updates.values():
             buffers.keep()
-        self._finite_since = self._true()
+        self._later_updates_made = self._true()
         yield
         for _, buffers in list(self._updates.values())[:1]:
-            buffers.settle(self._finite_since)  # its images for an update of the discriminator that was skipped
+            buffers.settle(self._later_updates_made)
 
     def backward(self, loss: Tensor) -> None:
         """Adds the loss's gradients to the parameters'."""
@@ -127,7 +129,7 @@ class Runtime:
                 self.guard.count(network, finite)
             if other is optimizer or of_generator:
                 buffers.settle(finite)
-        self._finite_since = torch.ones_like(finite) if of_generator else self._finite_since & finite
+        self._later_updates_made = torch.ones_like(finite) if of_generator else self._later_updates_made & finite
 
     def _average_gradients(self, params: list[Tensor], finite: Tensor) -> Tensor:
         """Whether the update is finite on all processes, which is sent along with the gradients."""

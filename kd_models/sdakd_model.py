@@ -25,7 +25,7 @@ ADVERSARIAL = ('gan', 'ldl')  # ldl weighs the artifacts of a GAN
 class SDAKDModel(DistillationModel):
     """Trains generator and discriminator in the three stages, distilling the feature maps of both in the last two.
 
-    The stages are `train.stages`, these where the YAML is silent. Without `teacher.network_d` the discriminator is
+    The stages are `train.stages`; without them, these. Without `teacher.network_d` the discriminator is
     trained but not distilled.
     """
 

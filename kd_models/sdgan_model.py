@@ -19,7 +19,8 @@ from kd_models.distillation_model import DistillationModel
 class SDGANModel(DistillationModel):
     """SRGANModel, ESRGANModel (`gan_mode: relativistic`) or RealESRGANModel with self-distillation.
 
-    `self_distill_opt` is on where the YAML is silent; `~` switches it off, and the model is then the stock one.
+    `self_distill_opt` is on even where the file does not have it; `~` switches it off, and the model is then the stock
+    one.
     """
 
     @classmethod

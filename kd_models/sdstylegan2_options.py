@@ -36,7 +36,8 @@ def complete_data(opt: dict[str, Any]) -> None:
     if generator in registered(ARCH_REGISTRY) and generator != GENERATOR:
         raise OptionError(f'`network_g.type`: {generator} is not what SDStyleGAN2Model trains. Write {GENERATOR}, '
                           'or `model_type: SDGANModel` for super-resolution.')
-    for key in filter(opt.get, USM_KEYS.values()):
+    key = next(filter(opt.get, USM_KEYS.values()), None)
+    if key:
         raise OptionError(f'`{key}` is not read by SDStyleGAN2Model. Take it out.')
     if isinstance(opt.get('datasets'), dict):
         _complete_validation(opt, opt['datasets'])

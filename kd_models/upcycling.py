@@ -23,7 +23,7 @@ from kd_models.training import Training
 from kd_utils.options import OptionError
 from kd_utils.resize import bicubic
 
-# `train.upcycling`, and what is taken where it is silent.
+# The keys of `train.upcycling`, with the values that hold where the file has none.
 DEFAULTS: dict[str, Any] = {'enlarge': 0.5, 'flip': True, 'rotate': True, 'invert': False}
 
 

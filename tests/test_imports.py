@@ -22,8 +22,8 @@ STORIES = (
     ('forwards', 'terms', 'report', 'alarm', 'phases'),
     ('training', 'phase_adversary'),
     ('adversary', ),
-    ('features', 'stages', 'runtime', 'teacher', 'step', 'pairing', 'probe', 'taps', 'adapters', 'degradation', 'guard',
-     'retention', 'ema', 'averaging'),
+    ('features', 'stages', 'runtime', 'teacher', 'step', 'pairing', 'probe', 'taps', 'adapters', 'degradation',
+     'synthesis', 'guard', 'retention', 'ema', 'averaging'),
 )
 
 

@@ -200,10 +200,10 @@ def _scanned_images(key: str, roots: dict[str, str], template: str) -> list[list
     names = [_images(f'{key}.{name}', root) for name, root in roots.items()]
     folders = list(roots.values())
     if len(names) == 1:
-        return [[(osp.join(folders[0], name), None)] for name in names[0]]
+        return [[(osp.join(folders[0], name), None)] for name in names[0][:_MOST_IMAGES]]
     _check_pairs(key, names[0], set(names[1]), template)
     return [[(osp.join(folders[0], name), None), (osp.join(folders[1], _partner(name, template)), None)]
-            for name in names[0]]
+            for name in names[0][:_MOST_IMAGES]]
 
 
 def _images(key: str, root: str) -> list[str]:

@@ -55,7 +55,8 @@ class NetworkChecks(Checks):
         if name in ('RealESRGANModel', 'RealESRNetModel') and self.training and not self.opt['num_gpu']:
             self.refuse(f'{name} of BasicSR needs a GPU. Set `model_type: DistillationModel`, which does the same on '
                         'any device.')
-        for key in ('teacher', 'teachers', 'val.self_ensemble', 'logger.keep_last', 'logger.keep_best', *keys):
+        ours = ('teacher', 'teachers', 'degradation', 'val.self_ensemble', 'logger.keep_last', 'logger.keep_best')
+        for key in (*ours, *keys):
             if get(self.opt, key) is not None:
                 self.refuse(f'`{key}` is not read by {self.opt["model_type"]}, which is BasicSR\'s own. '
                             f'Set `model_type: DistillationModel`, or take `{key}` out.')

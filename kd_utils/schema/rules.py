@@ -165,7 +165,7 @@ class Rules:
             self.warnings.append('`ema: fresh` of a stage is of no use without `train.ema_decay`.')
         if get(self.opt, 'datasets.train.type') != 'RealESRGANDataset':
             self.warnings += [f'`{key}` is of no use: it belongs to the degradation of a RealESRGANDataset.'
-                              for key in ('queue_size', 'gt_usm') if key in self.opt]
+                              for key in ('degradation', 'queue_size', 'gt_usm') if key in self.opt]
         if self.train.get('ema_ramp_up') and not self.train.get('ema_decay'):
             self.warnings.append('`train.ema_ramp_up` is of no use without `train.ema_decay`.')
         self.warnings += [f'`{key}` is there, but no loss or metric asks it: nothing is distilled.'

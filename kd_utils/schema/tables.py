@@ -29,7 +29,7 @@ DEGRADATION: Table = {
     'poisson_scale_range2': 'range', 'gray_noise_prob2': 'prob', 'jpeg_range2': 'quality', 'gt_size': 'size',
 }
 REAL_ESRGAN: Table = {
-    **DEGRADATION, 'high_order_degradation': 'bool', 'queue_size': 'size',
+    **DEGRADATION, 'high_order_degradation': 'bool', 'degradation': 'exact|fast', 'queue_size': 'size',
     'gt_usm': 'bool', 'l1_gt_usm': 'bool', 'percep_gt_usm': 'bool', 'gan_gt_usm': 'bool',
 }
 

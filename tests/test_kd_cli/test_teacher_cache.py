@@ -8,7 +8,7 @@ import torch
 from kd_cli.loop import train_pipeline
 from kd_models.teacher import Teacher
 from kd_utils.options import OptionError
-from tests.support import assert_equal_weights, save_teacher, train_yaml, write_yaml
+from tests.support import TEACHER, assert_equal_weights, save_teacher, train_yaml, write_yaml
 from tests.test_kd_cli.test_commands import command
 
 PSNR = {'type': 'calculate_psnr', 'crop_border': 2}
@@ -98,3 +98,22 @@ def test_another_teachers_cache_is_refused_and_the_older_run_stays(tmp_path, ima
 def test_a_cache_that_no_loss_reads_is_not_made(tmp_path, images, asked):
     trained(tmp_path, cached_yaml(images, tmp_path, train__response_kd_opt=None))
     assert not asked and not (tmp_path / 'cache').exists()
+
+
+def test_each_teacher_has_its_own_images(tmp_path, images, asked):
+    """A run with the caches of two teachers is the run with their images; another one needs neither teacher."""
+    teachers = {}
+    for name, width in (('a', 12), ('b', 10)):
+        (tmp_path / name).mkdir()
+        section = save_teacher(tmp_path / name, {**TEACHER, 'num_feat': width})
+        teachers[name] = {**section, 'cache': str(tmp_path / f'cache_{name}')}
+    options = train_yaml(images, teachers=teachers, train__response_kd_opt={'type': 'L1Loss', 'teacher': ['a', 'b']})
+    first = trained(tmp_path / 'one', options)
+    assert len(asked) == 12
+    files = [{path.name: path.read_bytes() for path in (tmp_path / f'cache_{name}').glob('*.npy')} for name in 'ab']
+    assert files[0].keys() == files[1].keys() and all(files[0][name] != files[1][name] for name in files[0])
+    assert_equal_weights(trained(tmp_path / 'two', options)['params'], first['params'])
+    assert len(asked) == 12
+    exchanged = {**options, 'teachers': {'a': {**teachers['a'], 'cache': teachers['b']['cache']}, 'b': teachers['b']}}
+    with pytest.raises(OptionError, match='were made with other network_g, weights'):
+        trained(tmp_path / 'three', exchanged)

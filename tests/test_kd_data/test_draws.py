@@ -7,6 +7,7 @@ import torch
 from basicsr.data.data_sampler import EnlargedSampler
 from torch.utils.data import DataLoader, Dataset
 
+from kd_data import draws
 from kd_data.draws import DrawSampler, SeededDraws, seed_everything
 
 
@@ -35,7 +36,8 @@ def draw(epochs, workers=0, rank=0, replicas=1, resume=None):
 
 
 @pytest.mark.parametrize('replicas', [1, 2])
-def test_order_is_basicsrs(replicas):
+def test_order_is_basicsrs(replicas, monkeypatch):
+    monkeypatch.setattr(draws, 'CHUNK', 2)
     for rank in range(replicas):
         stock, ours = (cls(Numbers(), replicas, rank, 3) for cls in (EnlargedSampler, DrawSampler))
         for epoch in (0, 5):
@@ -64,7 +66,8 @@ def test_one_image_is_augmented_anew_at_every_draw():
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_resume_inside_an_epoch(workers):
+def test_resume_inside_an_epoch(workers, monkeypatch):
+    monkeypatch.setattr(draws, 'CHUNK', 3)
     whole = draw([0, 1, 2], workers)
     assert torch.equal(draw([1, 2], workers, resume=(1, 4)), whole[14 + 4:])
 

@@ -61,3 +61,11 @@ def test_large_maps_are_averaged_down():
 def test_a_place_without_features_is_no_nan():
     student = {name: x * 0 for name, x in maps(4).items()}
     assert torch.isfinite(SpatialAffinityLoss(layers=LAYERS)(named(student), maps(4, seed=1)))
+
+
+def test_affinities_stay_in_full_precision():
+    loss, student, teacher = SpatialAffinityLoss(layers=LAYERS), named(maps(4)), maps(6, seed=1)
+    expected = loss(student, teacher)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(loss(student, teacher), expected)
+        assert loss._affinity(teacher['conv'].bfloat16()).dtype is torch.float32

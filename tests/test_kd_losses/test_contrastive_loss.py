@@ -7,7 +7,8 @@ import torch
 from torch import multiprocessing
 from torch.nn import functional as F
 
-from kd_losses.contrastive_loss import MultiScaleContrastiveLoss, Temperature
+from benchmarks.operations import Operations
+from kd_losses.contrastive_loss import MultiScaleContrastiveLoss, Temperature, _crops
 from kd_utils.options import OptionError
 
 
@@ -83,6 +84,49 @@ def test_patches_are_cropped_at_the_same_places_and_overlapping_ones_are_no_nega
             together = place[a, 0] == place[b, 0] and (place[a, 1:] - place[b, 1:]).abs().max() < 8
             assert overlap[a, b] == bool(together)
     assert overlap.diagonal().all() and overlap.sum() > 12  # some do overlap in this draw
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_crops_and_their_gradients_are_those_of_slices(layout):
+    """Bit for bit, where crops overlap too."""
+    images = torch.rand(3, 3, 20, 24).contiguous(memory_format=layout).requires_grad_()
+    owner, top, left = torch.arange(3).repeat_interleave(6), torch.randint(0, 13, (18, )), torch.randint(0, 17, (18, ))
+    sliced = torch.stack([images[i, :, y:y + 8, x:x + 8] for i, y, x in zip(owner, top, left, strict=True)])
+    crops = _crops([images], owner, top, left, 8)[0]
+    assert torch.equal(crops, sliced)
+    weight = torch.rand(18, 3, 8, 8)
+    gradients = [torch.autograd.grad((views * weight).sum(), images)[0] for views in (crops, sliced)]
+    assert torch.equal(*gradients) and (gradients[0] > weight.max()).any(), 'some crops overlap'
+
+
+def test_crops_are_not_made_one_by_one():
+    """The number of operations does not grow with the number of crops."""
+    counts = []
+    for patches in (2, 30):
+        loss = loss_of('patch', num_patches=patches)
+        student, teacher, _ = images()
+        with Operations() as operations:
+            loss(student.requires_grad_(), teacher)['loss'].backward()
+        counts.append(operations.count)
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize('level', ['image', 'patch'])
+def test_half_precision_stops_at_the_embeddings(level):
+    """Cosines and their exponentials are those of fp32; at tau 0.01 bf16 would be off by 0.2 and more."""
+    student, teacher, _ = images()
+    loss = loss_of(level, tau=0.011, tau_min=0.01)
+    seen = []
+    loss.heads[level].register_forward_hook(lambda head, images, embedding: seen.append(embedding.detach().clone()))
+    with torch.autocast('cpu', torch.bfloat16):
+        torch.manual_seed(1)
+        parts = loss(student, teacher)
+    torch.manual_seed(1)
+    same = torch.eye(4, dtype=torch.bool)
+    excluded = loss._patches([student, teacher], same)[1] if level == 'patch' else same
+    expected = loss._info_nce(level, list(seen[0].chunk(2)), loss.temperatures[level](), excluded)
+    assert seen[0].dtype is parts['loss'].dtype is torch.float32
+    assert torch.equal(parts[level], expected)
 
 
 def test_patch_level_against_numpy():

@@ -117,3 +117,11 @@ def test_real_weights_prefer_a_similar_image():
     blurred = F.interpolate(F.interpolate(image, scale_factor=0.25, mode='area'), scale_factor=4, mode='bicubic')
     slightly = image + 0.02 * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
     assert 0 < loss(slightly, image)[0] < loss(blurred, image)[0]
+
+
+def test_gram_matrices_stay_in_full_precision(torchvision_file, x_y):
+    loss = VGGPerceptualLoss(weights=str(torchvision_file[0]), layer_weights=WEIGHTS, style_weight=1.0)
+    maps = x_y[0].repeat(1, 4, 1, 1)
+    with torch.autocast('cpu', torch.bfloat16):
+        gram = loss._gram_mat(maps)
+    assert torch.equal(gram, loss._gram_mat(maps)) and gram.dtype is torch.float32

@@ -208,3 +208,13 @@ def test_gradients_flow_through_it():
     a, b = augment_alike(x, torch.rand(8, 3, 20, 20))
     (a - b).square().mean().backward()
     assert (x.grad.abs().sum((1, 2, 3)) > 0).all()
+
+
+def test_ms_ssim_stays_in_full_precision():
+    """Of nearly equal images half precision would see the rounding of their variances."""
+    x = torch.rand(1, 3, 100, 100) * 0.02 + 0.9
+    y = x + 0.002 * torch.randn_like(x)
+    expected = MSSSIMLoss()(x, y)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(MSSSIMLoss()(x, y), expected)
+        assert MSSSIMLoss()(x.bfloat16(), y.bfloat16()).dtype is torch.float32

@@ -7,6 +7,7 @@ import pytest
 import torch
 from basicsr.archs import vgg_arch
 from basicsr.models import build_model, realesrgan_model
+from basicsr.utils import USMSharp
 from basicsr.utils.img_process_util import filter2D
 from torchvision.models import vgg19
 
@@ -21,6 +22,7 @@ DEGRADATION = {
     'resize_prob2': [0.3, 0.4, 0.3], 'resize_range2': [0.3, 1.2], 'gaussian_noise_prob2': 0.5,
     'noise_range2': [1, 25], 'poisson_scale_range2': [0.05, 2.5], 'gray_noise_prob2': 0.4, 'jpeg_range2': [30, 95],
 }
+FAST = {'degradation': 'fast', 'resize_range': [0.3, 1.5]}  # 0.15 leaves 7 pixels of 48, which no kernel fits
 USM = {'l1_gt_usm': True, 'percep_gt_usm': True, 'gan_gt_usm': False}
 LDL = {'ldl_opt': {'type': 'L1Loss', 'loss_weight': 0.5}, 'ema_decay': 0.9}
 PERCEPTUAL = {'perceptual_opt': {'type': 'PerceptualLoss', 'layer_weights': {'conv1_2': 0.1, 'conv2_2': 1.0},
@@ -83,7 +85,7 @@ def train_on(model, data, first=1):
 def test_equals_the_stock_model(tmp_path, stock_without_gpu, train_opt, top):
     """Networks, losses, degraded images, the pool and the random numbers, bit for bit, beyond the pool's filling."""
     data = list(synthetic(5))
-    ours, our_logs = run(degrading(tmp_path, train_opt, **top), data)
+    ours, our_logs = run(degrading(tmp_path, train_opt, **top, degradation='exact'), data)
     stock, stock_logs = run(degrading(tmp_path, train_opt, **top, model_type='RealESRGANModel'), data)
     for (log, lq, gt, drawn), (stock_log, stock_lq, stock_gt, stock_drawn) in zip(our_logs, stock_logs, strict=True):
         assert log == stock_log and drawn == stock_drawn
@@ -96,10 +98,27 @@ def test_equals_the_stock_model(tmp_path, stock_without_gpu, train_opt, top):
         assert_equal_weights(weights(ours.net_g_ema), weights(stock.net_g_ema))
 
 
+def test_exact_is_the_default(tmp_path):
+    data = list(synthetic(3))
+    _, default = run(degrading(tmp_path), data)
+    for how, same in (({'degradation': 'exact'}, True), (FAST, False)):
+        _, logs = run(degrading(tmp_path, **how), data)
+        assert [torch.equal(log[1], other[1]) for log, other in zip(logs, default, strict=True)] == [same] * 3
+
+
+def test_fast_targets_are_sharpened(tmp_path):
+    """Only where a loss compares with them, and as BasicSR sharpens them."""
+    model, _ = run(degrading(tmp_path, **USM, **FAST), list(synthetic(1)))
+    target = model.targets()['pixel']
+    assert torch.allclose(target, USMSharp()(model.gt), atol=1e-4) and not torch.allclose(target, model.gt, atol=1e-2)
+    plain, _ = run(degrading(tmp_path, **FAST), list(synthetic(1)))
+    assert plain.gt_usm is None and plain.targets() == {}
+
+
 def test_self_distillation_at_weight_0_equals_the_stock_model(tmp_path, stock_without_gpu):
     data = list(synthetic(4))
     weightless = {'self_distill_opt': {'type': 'MSELoss', 'loss_weight': 0, 'augment': True}, 'ema_decay': 0.9}
-    ours, our_logs = run(degrading(tmp_path, weightless, **USM, model_type='SDGANModel'), data)
+    ours, our_logs = run(degrading(tmp_path, weightless, **USM, model_type='SDGANModel', degradation='exact'), data)
     stock, stock_logs = run(degrading(tmp_path, {'ema_decay': 0.9}, **USM, model_type='RealESRGANModel'), data)
     for (log, *images, drawn), (stock_log, *stock_images, stock_drawn) in zip(our_logs, stock_logs, strict=True):
         assert log.pop('self_distill_distance') >= 0
@@ -118,25 +137,27 @@ def test_paired_data_with_sharpened_targets_equals_the_stock_model(tmp_path, sto
     assert_equal_weights(weights(ours.net_g), weights(stock.net_g))
 
 
-def test_realesrnet_sharpens_before_it_degrades(tmp_path):
+@pytest.mark.parametrize('how', [{'degradation': 'exact'}, FAST], ids=['exact', 'fast'])
+def test_realesrnet_sharpens_before_it_degrades(tmp_path, how):
     """Its key `gt_usm`: the ground truth itself is the sharpened one."""
     item = next(synthetic(1))
-    sharp, _ = run(degrading(tmp_path, gt_usm=True), [item])
-    plain, _ = run(degrading(tmp_path, gt_usm=False), [item])
+    sharp, _ = run(degrading(tmp_path, gt_usm=True, **how), [item])
+    plain, _ = run(degrading(tmp_path, gt_usm=False, **how), [item])
     assert not torch.equal(sharp.gt, plain.gt)
     assert torch.equal(torch.unique(plain.gt * 255).round(), torch.unique(plain.gt * 255))
 
 
+@pytest.mark.parametrize('how', [{'degradation': 'exact'}, FAST], ids=['exact', 'fast'])
 @pytest.mark.parametrize('stop', [1, 2, 3])
-def test_the_pool_is_resumed(tmp_path, stop):
+def test_the_pool_is_resumed(tmp_path, stop, how):
     """Before it is full, when it has just become full, and after."""
     data = list(synthetic(5))
-    whole, _ = run(degrading(tmp_path, {'ema_decay': 0.9}), data)
-    part, _ = run(degrading(tmp_path, {'ema_decay': 0.9}), data[:stop])
+    whole, _ = run(degrading(tmp_path, {'ema_decay': 0.9}, **how), data)
+    part, _ = run(degrading(tmp_path, {'ema_decay': 0.9}, **how), data[:stop])
     part.save(0, stop)
     pool = torch.load(tmp_path / 'training_states' / f'{stop}_pool_0.pth')
     assert pool['queue_gt'].dtype is torch.uint8, 'an 8-bit image takes 8 bits'
-    options = degrading(tmp_path, {'ema_decay': 0.9})
+    options = degrading(tmp_path, {'ema_decay': 0.9}, **how)
     options['path'].update(pretrain_network_g=str(tmp_path / f'models/net_g_{stop}.pth'), strict_load_g=True,
                            pretrain_network_d=str(tmp_path / f'models/net_d_{stop}.pth'),
                            resume_state=str(tmp_path / f'training_states/{stop}.state'))
@@ -186,6 +207,8 @@ def test_sharpened_images_keep_their_precision_in_the_pool(tmp_path):
     ({'datasets__kernel_prob': [0] * 6}, 'Write a list of numbers, 0 or above and not all 0'),
     ({'datasets__kernel_list2': ['isoo']}, 'Write a list of: iso, aniso, '),
     ({'network_g': {**EDSR, 'num_in_ch': 1}}, 'RealESRGANDataset gives images of three channels'),
+    ({'degradation': 'quick'}, "`degradation` cannot be 'quick'. Write one of `exact`, `fast`."),
+    ({'model_type': 'RealESRGANModel', 'num_gpu': 1, 'degradation': 'fast'}, '`degradation` is not read by'),
     ({'model_type': 'RealESRGANModel'}, 'RealESRGANModel of BasicSR needs a GPU. Set `model_type: DistillationModel`'),
 ])
 def test_refusals(tmp_path, change, message):
