@@ -19,16 +19,8 @@ INSTALL_BASICSR = ('kd-install-basicsr (which is `pip install --no-build-isolati
                    'and with what its setup.py lacks on Python 3.13)')
 
 
-# What this package imports of basicsr.
-NEEDED = (
-    'basicsr.archs', 'basicsr.archs.arch_util', 'basicsr.archs.stylegan2_arch', 'basicsr.archs.vgg_arch',
-    'basicsr.data', 'basicsr.data.data_sampler', 'basicsr.data.data_util', 'basicsr.data.prefetch_dataloader',
-    'basicsr.data.transforms', 'basicsr.losses', 'basicsr.losses.basic_loss', 'basicsr.losses.gan_loss',
-    'basicsr.losses.loss_util', 'basicsr.metrics', 'basicsr.metrics.metric_util', 'basicsr.models',
-    'basicsr.models.lr_scheduler', 'basicsr.models.realesrgan_model', 'basicsr.models.realesrnet_model',
-    'basicsr.models.sr_model', 'basicsr.test', 'basicsr.train', 'basicsr.utils', 'basicsr.utils.dist_util',
-    'basicsr.utils.lmdb_util', 'basicsr.utils.matlab_functions', 'basicsr.utils.options', 'basicsr.utils.registry',
-)
+# basicsr imports all of its packages; versions before 1.4 lack the other one.
+NEEDED = ('basicsr', 'basicsr.losses.basic_loss')
 
 
 def install() -> None:
@@ -91,11 +83,11 @@ def _check_basicsr() -> None:
         raise ImportError(f'basicsr is not installed. Install it: {INSTALL_BASICSR}')
     found = Path(spec.origin).parent if spec.origin else None
     installed = _installed_basicsr()
-    for module in NEEDED:
-        try:
+    try:
+        for module in NEEDED:
             importlib.import_module(module)
-        except Exception as error:  # noqa: BLE001  a changed copy may fail in any way
-            raise ImportError(_misfit(module, error, found, installed)) from None
+    except Exception as error:  # noqa: BLE001  a changed copy may fail in any way
+        raise ImportError(_misfit(error, found, installed)) from None
     if _is_copy(found, installed):
         logging.getLogger('basicsr').warning(
             f'basicsr is imported from {found}, not from the installed package in {installed}. '
@@ -106,7 +98,7 @@ def _is_copy(found: Path | None, installed: Path | None) -> bool:
     return found is not None and installed is not None and found.resolve() != installed.resolve()
 
 
-def _misfit(module: str, error: Exception, found: Path | None, installed: Path | None) -> str:
+def _misfit(error: Exception, found: Path | None, installed: Path | None) -> str:
     """Which basicsr was found, what it lacks, and the remedy."""
     text = (found / 'version.py').read_text() if found and (found / 'version.py').is_file() else ''
     version = re.search(r"""__version__ = ['"](.+?)['"]""", text)
@@ -115,8 +107,8 @@ def _misfit(module: str, error: Exception, found: Path | None, installed: Path |
     if installed is None or _is_copy(found, installed):
         remedy = ('Another project has it in its folder. Start this in another folder, rename that one, or leave it '
                   'out of PYTHONPATH' + ('.' if installed else f'. {remedy}'))
-    return (f'{module} cannot be imported ({type(error).__name__}: {error}). The basicsr in {found}{of_version} is '
-            f'older than 1.4.2, or a copy that was changed. {remedy}')
+    return (f'basicsr cannot be imported ({type(error).__name__}: {error}). The one in {found}{of_version} is older '
+            f'than 1.4.2, or a copy that was changed. {remedy}')
 
 
 def _installed_basicsr() -> Path | None:
