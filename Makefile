@@ -34,9 +34,9 @@ bench: install
 install: $(MARK)
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
-	  { echo 'Python 3.10, 3.11 or 3.12 with venv is needed (basicsr cannot be built on 3.13). On Debian or Ubuntu:' \
-	    'apt-get install python3-venv; another interpreter: make PYTHON=python3.12 ...' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo 'Python 3.10 or newer with venv is needed. On Debian or Ubuntu: apt-get install python3-venv;' \
+	    'another interpreter: make PYTHON=python3.12 ...' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(TORCH_MARK): | $(VENV)/bin/python
@@ -45,8 +45,7 @@ $(TORCH_MARK): | $(VENV)/bin/python
 	@rm -f $(VENV)/.torch-* && touch $@
 
 $(MARK): pyproject.toml $(TORCH_MARK)
-	@# without --no-build-isolation basicsr's setup downloads torch a second time
-	$(PIP) install --no-build-isolation basicsr
+	$(VENV)/bin/python kd_install_basicsr.py
 	$(PIP) install --no-build-isolation -e .
 	@$(VENV)/bin/python -c 'import kd_utils'
 	@touch $@

@@ -10,18 +10,25 @@ import importlib
 import importlib.metadata
 import importlib.util
 import logging
+import re
 import sys
 import types
 from pathlib import Path
 
-INSTALL_BASICSR = 'pip install -U pip setuptools wheel && pip install --no-build-isolation basicsr'
+INSTALL_BASICSR = ('kd-install-basicsr (which is `pip install --no-build-isolation basicsr` with current build tools, '
+                   'and with what its setup.py lacks on Python 3.13)')
+
+
+# basicsr imports all of its packages; versions before 1.4 lack the other one.
+NEEDED = ('basicsr', 'basicsr.losses.basic_loss')
 
 
 def install() -> None:
     """Puts the stand-ins in place and says which `basicsr` was found if it is not the installed one.
 
     Raises:
-        ImportError: basicsr is missing, or OpenCV lacks a system library; the message says what to install.
+        ImportError: basicsr is missing or another than 1.4.2, or OpenCV lacks a system library; the message says what
+            to do.
     """
     _stand_in('torchvision.transforms.functional_tensor', 'torchvision.transforms.functional', 'rgb_to_grayscale')
     _stand_in('scipy.ndimage.filters', 'scipy.ndimage', 'convolve')
@@ -76,10 +83,32 @@ def _check_basicsr() -> None:
         raise ImportError(f'basicsr is not installed. Install it: {INSTALL_BASICSR}')
     found = Path(spec.origin).parent if spec.origin else None
     installed = _installed_basicsr()
-    if found and installed and found.resolve() != installed.resolve():
+    try:
+        for module in NEEDED:
+            importlib.import_module(module)
+    except Exception as error:  # noqa: BLE001  a changed copy may fail in any way
+        raise ImportError(_misfit(error, found, installed)) from None
+    if _is_copy(found, installed):
         logging.getLogger('basicsr').warning(
             f'basicsr is imported from {found}, not from the installed package in {installed}. '
             'Remove or rename that folder, or leave it out of PYTHONPATH, to use the installed one.')
+
+
+def _is_copy(found: Path | None, installed: Path | None) -> bool:
+    return found is not None and installed is not None and found.resolve() != installed.resolve()
+
+
+def _misfit(error: Exception, found: Path | None, installed: Path | None) -> str:
+    """Which basicsr was found, what it lacks, and the remedy."""
+    text = (found / 'version.py').read_text() if found and (found / 'version.py').is_file() else ''
+    version = re.search(r"""__version__ = ['"](.+?)['"]""", text)
+    of_version = f', of version {version[1]},' if version else ''
+    remedy = f'Install that version: {INSTALL_BASICSR}'
+    if installed is None or _is_copy(found, installed):
+        remedy = ('Another project has it in its folder. Start this in another folder, rename that one, or leave it '
+                  'out of PYTHONPATH' + ('.' if installed else f'. {remedy}'))
+    return (f'basicsr cannot be imported ({type(error).__name__}: {error}). The one in {found}{of_version} is older '
+            f'than 1.4.2, or a copy that was changed. {remedy}')
 
 
 def _installed_basicsr() -> Path | None:

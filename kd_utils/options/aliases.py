@@ -1,6 +1,8 @@
 """Other projects' names for keys and values of this package: they are renamed, and the log says so of each."""
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from kd_utils.schema import LOSS_REGISTRY, OptionError, Options, get, is_foreign, registered, require
 
 # Other projects' names for what is here: key -> key. Applied to the models of this package only.
@@ -49,7 +51,7 @@ def apply_aliases(opt: Options) -> list[str]:
             messages.append(f'`{key}: {value}` is read as `{key}: {values[value]}`.')
     if is_foreign(opt.get('model_type')):
         return messages
-    implied: dict[str, str] = {}
+    applied = []
     for old, new in {**ALIASES, **_moved(opt)}.items():
         section, name = _owner(opt, old)
         if name not in section:
@@ -58,9 +60,24 @@ def apply_aliases(opt: Options) -> list[str]:
             raise OptionError(f'`{old}` and `{new}` are the same option. Take `{old}` out.')
         *parents, last = new.split('.')
         section_of(opt, parents)[last] = section.pop(name)
+        applied.append(old)
         messages.append(f'`{old}` is read as `{new}`.')
-        implied.update(IMPLIED.get(old, {}))
-    for key, value in implied.items():
+    return messages + imply(opt, applied)
+
+
+def our_name(key: str, value: object) -> tuple[str, str]:
+    """What a dotted key is called here, with that value, and the alias that it begins with, empty for a key of ours."""
+    moved = {old: new for old, (values, new) in MOVED_VALUES.items() if key == old and value in values}
+    for old, new in {**ALIASES, **moved}.items():
+        if f'{key}.'.startswith(f'{old}.'):
+            return new + key[len(old):], old
+    return key, ''
+
+
+def imply(opt: Options, applied: Iterable[str]) -> list[str]:
+    """Writes what aliases that were applied mean besides, where nothing else is there; a message for each."""
+    messages = []
+    for key, value in {key: value for old in applied for key, value in IMPLIED.get(old, {}).items()}.items():
         if get(opt, key) is None:
             *parents, last = key.split('.')
             section_of(opt, parents)[last] = value

@@ -9,10 +9,10 @@ from os import path as osp
 import torch
 from basicsr.utils.dist_util import get_dist_info
 
-from kd_utils.options.aliases import apply_aliases, section_of
+from kd_utils.options.aliases import apply_aliases, imply, our_name, section_of
 from kd_utils.options.files import loss_weight_keys, metric_keys
 from kd_utils.options.text import find_option_file, load_yaml, parse_yaml
-from kd_utils.schema import OptionError, Options, get, require, teacher_sections
+from kd_utils.schema import OptionError, Options, get, is_foreign, require, teacher_sections
 
 
 def parse_options(argv: list[str] | None, root_path: str, is_train: bool = True) -> tuple[Options, argparse.Namespace]:
@@ -33,8 +33,12 @@ def parse_options(argv: list[str] | None, root_path: str, is_train: bool = True)
     args = _parser().parse_args(argv)
     args.opt, args.messages = str(find_option_file(args.print_options or args.opt)), []
     opt = load_yaml(args.opt)
-    force_options(opt, args.force_yml or [])
+    forced = args.force_yml or []
+    of_model = [entry for entry in forced if entry.partition('=')[0].strip() == 'model_type']
+    force_options(opt, of_model)  # it decides on the aliases
     args.messages += apply_aliases(opt)
+    args.messages += force_options(opt, [entry for entry in forced if entry not in of_model])
+    args.messages += apply_aliases(opt)  # inside of sections that were forced
     opt.update(dist=args.launcher != 'none', auto_resume=args.auto_resume, is_train=is_train, root_path=str(root_path))
     opt['rank'], opt['world_size'] = get_dist_info()
     _set_name(opt, args.debug)
@@ -64,18 +68,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def force_options(opt: Options, entries: Iterable[str]) -> None:
-    """Sets options in place from `key:key=value` texts, the value being YAML.
+def force_options(opt: Options, entries: Iterable[str]) -> list[str]:
+    """Sets options in place from `key:key=value` texts, the value being YAML; an option may be called by an alias.
+
+    Returns:
+        list[str]: A message for each alias.
 
     Raises:
         OptionError: An entry is not of that form, or leads through something that is no section.
     """
+    messages: list[str] = []
+    applied: list[str] = []
     for entry in entries:
         keys, separator, text = entry.partition('=')
         *parents, last = names = [key.strip() for key in keys.split(':')]
         if not separator or not all(names):
             raise OptionError(f'--force_yml cannot read `{entry}`. Write it as train:optim_g:lr=1e-4.')
-        section_of(opt, parents)[last] = parse_yaml(text, f'--force_yml {entry}')
+        value = parse_yaml(text, f'--force_yml {entry}')
+        if not is_foreign(opt.get('model_type')):
+            key, alias = our_name('.'.join(names), value)
+            if alias:
+                applied.append(alias)
+                messages.append(f'`{".".join(names)}` of --force_yml is read as `{key}`.')
+            *parents, last = key.split('.')
+        section_of(opt, parents)[last] = value
+    return messages + imply(opt, applied)
 
 
 def _set_name(opt: Options, debug: bool) -> None:

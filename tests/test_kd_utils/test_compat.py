@@ -1,13 +1,19 @@
 """BasicSR imports on today's libraries; nothing is touched where nothing is broken."""
 import importlib
 import logging
+import os
+import re
+import shutil
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
 from kd_utils import compat
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_removed_module_gets_a_stand_in(monkeypatch):
@@ -78,3 +84,34 @@ def test_import_in_a_fresh_interpreter():
     """As in any script: one import line, then basicsr."""
     code = 'import kd_models, basicsr.archs, basicsr.data, basicsr.models; print("Model" in str(kd_models))'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize('lacking, version, module', [
+    ('losses/basic_loss.py', '1.3.4.9', 'basicsr.losses.basic_loss'),
+    ('ops/dcn', '1.4.2', 'basicsr.ops.dcn'),
+    ('data', None, 'basicsr.data'),
+])
+def test_an_old_or_changed_basicsr_ends_in_one_line(tmp_path, lacking, version, module):
+    """As in a checkout of a project that brings its own."""
+    copy = tmp_path / 'basicsr'
+    shutil.copytree(Path(sys.modules['basicsr'].__file__).parent, copy, ignore=shutil.ignore_patterns('__pycache__'))
+    part = copy / lacking
+    shutil.rmtree(part) if part.is_dir() else part.unlink()
+    if version:
+        (copy / 'version.py').write_text(f"__version__ = '{version}'\n__gitsha__ = ''\n")
+    else:
+        (copy / 'version.py').unlink()
+    done = subprocess.run([sys.executable, '-m', 'kd_cli.train', '--help'], capture_output=True, text=True,
+                          env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(tmp_path), str(ROOT)])})
+    assert done.returncode == 2
+    assert re.fullmatch(rf'error: basicsr cannot be imported \(.*{module}.*\)\. The one in {copy}'
+                        + (f', of version {version},' if version else '')
+                        + r' is older than 1\.4\.2, or a copy that was changed\. Another project .* PYTHONPATH.*\n',
+                        done.stderr)
+
+
+def test_the_installed_one_is_to_be_updated_if_it_is_too_old():
+    here = Path('/site-packages/basicsr')
+    text = compat._misfit(ModuleNotFoundError('none'), here, here)
+    assert 'kd-install-basicsr' in text and 'Another project' not in text
+    assert 'Another project' in compat._misfit(ModuleNotFoundError('none'), here, None)
