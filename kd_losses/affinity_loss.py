@@ -1,6 +1,8 @@
 """Which places of a feature map are alike: distillation of spatial affinities."""
 from __future__ import annotations
 
+from math import isqrt
+
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
@@ -48,7 +50,10 @@ class SpatialAffinityLoss(nn.Module):
         return self.loss_weight * torch.stack(distances).mean()
 
     def _affinity(self, maps: Tensor) -> Tensor:
-        """A, (N, H W, H W)."""
+        """A, (N, H W, H W), of maps (N, C, H, W), or tokens (N, C, L, 1) of a square."""
+        side = isqrt(maps.shape[-2])
+        if maps.shape[-1] == 1 and side * side == maps.shape[-2]:
+            maps = maps.squeeze(-1).unflatten(-1, (side, side))
         height, width = (min(side, self.largest_side) for side in maps.shape[-2:])
         if (height, width) != maps.shape[-2:]:
             maps = F.adaptive_avg_pool2d(maps, (height, width))

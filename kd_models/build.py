@@ -4,7 +4,7 @@ What is this package's own draws no random number that theirs would have drawn.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from typing import Any
 from urllib.error import URLError
@@ -30,7 +30,7 @@ from kd_models.training import Training
 from kd_utils import checkpoint
 from kd_utils.options import OptionError, Options, teacher_caches
 from kd_utils.rng import own_random_numbers
-from kd_utils.schema import LOSS_REGISTRY, registered
+from kd_utils.schema import LOSS_REGISTRY, registered, teacher_sections
 from kd_utils.schema.optimizers import optimizer_class
 
 
@@ -98,11 +98,16 @@ def _build_discriminator(opt: Options, runtime: Runtime) -> nn.Module:
     return net_d.train()
 
 
-def build_teachers(opt: Options, device: torch.device) -> dict[str, Teacher]:
-    """The frozen networks by name: `teacher`, and `teacher.NAME` for each of `teachers`."""
-    sections = {'teacher': opt.get('teacher')}
-    sections.update((f'teacher.{name}', section) for name, section in (opt.get('teachers') or {}).items())
-    return {name: Teacher(section, device) for name, section in sections.items() if section}
+def build_teachers(opt: Options, device: torch.device, wanted: Collection[str] | None = None) -> dict[str, Teacher]:
+    """The frozen networks by name: `teacher`, and `teacher.NAME` for each of `teachers`.
+
+    Args:
+        opt: All options.
+        device: Where they are placed.
+        wanted: The keys of the sections that are built, such as `teachers.NAME`; all by default.
+    """
+    return {key.replace('teachers.', 'teacher.', 1): Teacher(section, device)
+            for key, section in teacher_sections(opt).items() if wanted is None or key in wanted}
 
 
 # ------------------------------------------------------------------------------------------------------------ losses

@@ -37,7 +37,7 @@ from kd_models.upcycling import check_upcycling, upcycled
 from kd_models.update import Update, begin_stage
 from kd_models.validation import ValidatedModel, refers_to_teacher
 from kd_utils.options import OptionError, apply_aliases, check_options, crop_size, teacher_caches
-from kd_utils.schema import CheckedOptions
+from kd_utils.schema import CheckedOptions, measured_teachers, teacher_key
 
 
 @MODEL_REGISTRY.register()
@@ -82,7 +82,8 @@ class DistillationModel(ValidatedModel):
         self.runtime = Runtime(device, opt.get('dist', False), opt.get('train'))
         super().__init__(opt)
         if not self.is_train and any(refers_to_teacher(option) for option in self._metrics().values()):
-            self.teachers = build.build_teachers(opt, self.device)
+            measured = {teacher_key(name) for name in measured_teachers(opt)}
+            self.teachers = build.build_teachers(opt, self.device, measured)
 
     # ----------------------------------------------------------------------------------------------------- options
 

@@ -30,8 +30,8 @@ class Term:
 
     Attributes:
         default_type: The loss class where `<name>_opt` gives no `type`.
-        side: Whose loss it is, `generator` or `discriminator`. A discriminator's goes with its update, is named in no
-            stage, and its trainable criterion belongs to `optim_d`.
+        side: Whose loss it is, `generator` or `discriminator`. A discriminator's compares feature maps, goes with its
+            update, is named in no stage, and its trainable criterion belongs to `optim_d`.
         reads: The forwards that it reads besides the student's: `ema`, `teacher`, or others of the model's table.
         reads_features: Whether it compares feature maps; its criterion is then given `layers` and `channels`.
         requires: The options without which it cannot be computed.
@@ -190,8 +190,17 @@ class ResponseKDTerm(TeacherTerm):
 
 
 class FeatureTerm(TeacherTerm):
-    """A distance between the feature maps of the student and those of a teacher; see `log_name`."""
+    """A distance between the feature maps of the student and those of a teacher, logged as `log_name`.
+
+    With `side = 'discriminator'` it is one between the two discriminators.
+    """
     reads_features = True
+
+    def __init_subclass__(cls) -> None:
+        if cls.side == 'discriminator':
+            cls.requires = ('network_d', 'teacher.network_d')
+            given_to_generators = ('inputs', 'adaptor_warmup')
+            cls.option_keys = {key: kind for key, kind in cls.option_keys.items() if key not in given_to_generators}
 
     def distance(self, step: Step) -> Tensor:
         return self.compare(step.features['student'], step.features[self.teacher])
@@ -242,15 +251,11 @@ class FeatureAffinityTerm(FeatureTerm):
 class FeatureKDOfDiscriminatorTerm(FeatureKDTerm):
     """l_d_feature_kd: the same between the two discriminators, half of it on real images, half on generated ones."""
     side = 'discriminator'
-    requires = ('network_d', 'teacher.network_d')
-    option_keys = {'adaptor_lr': 'ratio'}
 
 
 class FeatureAffinityOfDiscriminatorTerm(FeatureAffinityTerm):
     """l_d_feature_affinity: the same between the two discriminators, as `feature_kd_d`."""
     side = 'discriminator'
-    requires = ('network_d', 'teacher.network_d')
-    option_keys = {}
 
 
 class ContrastiveTerm(Term):

@@ -3,15 +3,16 @@
     x' = R(x)  or  Z(T(x)),    L = d(F^-1(S(F(x'))), T(x'))
 
 with LR images x, teacher T, student S; R a bicubic reduction by the scale, whose HR image nobody needs, since the
-teacher makes one; Z a crop, of the size of x, of the teacher's own image; F a random invertible augmentation, which the
-label does not go through (label consistency). d is every loss whose `inputs` are `upcycled` or `both`, on images or on
-feature maps. Re-implemented from the abstract's description: how often which of the two is taken, and the set of F, are
-options here.
+teacher makes one; Z a crop, of the size of x, of the teacher's own image; F a random invertible augmentation, applied
+to the student's input only and undone on its output (label consistency). d is every loss whose `inputs` are `upcycled`
+or `both`, on images or on feature maps. Re-implemented from the abstract's description: how often which of the two is
+taken, and the set of F, are options here.
 """
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import isqrt
 from typing import Any
 
 import torch
@@ -70,7 +71,8 @@ def upcycled(training: Training, step: Step, name: str) -> None:
     second.lq = forward(inputs)
     FORWARDS['student'](training, second, 'student')
     second.output = back(second.output)
-    second.features['student'] = {layer: back(maps) for layer, maps in second.features['student'].items()}
+    second.features['student'] = {layer: _turned_back(layer, maps, back)
+                                  for layer, maps in second.features['student'].items()}
     step.upcycled = second
 
 
@@ -90,6 +92,17 @@ def _second_input(training: Training, step: Step, name: str, enlarge: float) -> 
 
 
 Transform = Callable[[Tensor], Tensor]
+
+
+def _turned_back(layer: str, maps: Tensor, back: Transform) -> Tensor:
+    """Maps (N, C, H, W), or tokens (N, C, L, 1) of a square crop, as if the input had not been augmented."""
+    side = isqrt(maps.shape[-2])
+    if maps.shape[-1] > 1 or maps.shape[-2] == 1:
+        return back(maps)
+    if side * side != maps.shape[-2]:
+        raise OptionError(f'`train.upcycling` turns inputs, and layer `{layer}` has {maps.shape[-2]} tokens, which are '
+                          'no square. Name another layer, or write `flip: false` and `rotate: false`.')
+    return back(maps.squeeze(-1).unflatten(-1, (side, side))).flatten(2).unsqueeze(-1)
 
 
 def _augmentation(option: dict[str, Any], low: float, high: float) -> tuple[Transform, Transform]:

@@ -128,11 +128,15 @@ def merge(base: Options, changes: Options) -> Options:
     merged = dict(base)
     for key, value in changes.items():
         known = merged.get(key)
-        if isinstance(known, dict) and isinstance(value, dict) and value.get('type', kind := known.get('type')) == kind:
+        if isinstance(known, dict) and isinstance(value, dict) and not _of_other_types(known, value):
             merged[key] = merge(known, value)
         else:
             merged[key] = value
     return merged
+
+
+def _of_other_types(one: Options, other: Options) -> bool:
+    return None not in (one.get('type'), other.get('type')) and one['type'] != other['type']
 
 
 def _read(path: Path) -> Options:

@@ -88,7 +88,9 @@ def terms_of(opt: Options) -> dict[str, Any]:
 
 def requirements_of(opt: Options) -> dict[str, tuple[str, ...]]:
     """Loss -> the options without which it cannot be computed, those that the model adds as `requires` among them."""
-    of_terms = {name: term.requires for name, term in terms_of(opt).items()}
+    of_terms = {name: ('teacher', *(key for key in term.requires if key != 'teacher'))
+                if 'teacher' in term.reads and term.side == 'generator' else term.requires
+                for name, term in terms_of(opt).items()}
     return {**of_terms, **getattr(model_of(opt), 'requires', {})}
 
 

@@ -111,7 +111,9 @@ class TrainingChecks(Checks):
             if teacher not in known:
                 self.refuse(f'`{key}.teacher` names `{teacher}`, and there is no such teacher.'
                             f'{nearest_or_all(teacher, known)} Others than `teacher` stand in `teachers`.')
-        if len(set(names)) < len(names) or not names:
+        if not names:
+            self.refuse(f'`{key}.teacher` is an empty list. Name a teacher, or several.')
+        if len(set(names)) < len(names):
             self.refuse(f'`{key}.teacher` must name each teacher once. Write a name, or a list of different ones.')
 
     def check_layers(self, key: str, option: Options) -> None:

@@ -69,3 +69,11 @@ def test_affinities_stay_in_full_precision():
     with torch.autocast('cpu', torch.bfloat16):
         assert torch.equal(loss(student, teacher), expected)
         assert loss._affinity(teacher['conv'].bfloat16()).dtype is torch.float32
+
+
+def test_tokens_of_a_square_are_averaged_as_images_are():
+    """Transformers' maps come as (N, C, L, 1)."""
+    student, teacher = maps(4, size=8), maps(6, size=8, seed=1)
+    as_tokens = [{name: x.flatten(2).unsqueeze(-1) for name, x in found.items()} for found in (student, teacher)]
+    loss = SpatialAffinityLoss(layers=LAYERS, largest_side=4)
+    assert torch.equal(loss(named(as_tokens[0]), as_tokens[1]), loss(named(student), teacher))

@@ -5,6 +5,7 @@ from basicsr.models import build_model
 from torch.nn.functional import l1_loss
 
 from kd_models import upcycling
+from kd_utils.options import OptionError
 from kd_utils.resize import bicubic
 from tests.support import (
     TEACHER,
@@ -182,3 +183,14 @@ def test_what_is_refused(tmp_path):
     small = options(tmp_path)
     small['datasets']['train']['gt_size'] = 16
     assert 'reduces LR crops of 8 pixels to 4' in refusal(small)
+
+
+def test_tokens_are_turned_back_as_the_images_are():
+    maps = torch.rand(2, 3, 4, 4)
+    for turns in range(4):
+        def back(images, turns=turns):
+            return torch.rot90(images, -turns, (-2, -1)).flip(-1)
+        tokens = upcycling._turned_back('layer', maps.flatten(2).unsqueeze(-1), back)
+        assert torch.equal(tokens, back(maps).flatten(2).unsqueeze(-1))
+    with pytest.raises(OptionError, match='has 15 tokens, which are no square'):
+        upcycling._turned_back('layer', torch.rand(2, 3, 15, 1), back)

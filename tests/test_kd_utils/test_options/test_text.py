@@ -171,3 +171,9 @@ def test_no_shipped_variant_repeats_what_its_base_says():
         base = load_yaml(path.parent / changes.pop('base'))
         changes.pop('without', None)
         assert not [key for key in repeated(base, changes) if not key.endswith('type')], path
+
+
+def test_a_type_that_only_the_variant_writes_keeps_the_bases_keys(write):
+    write('loss: {weight: 3}\n', 'base.yml')
+    variant = write('base: base\nloss: {type: A, p: 1}\n', 'variant.yml')
+    assert load_yaml(variant) == {'loss': {'weight': 3, 'type': 'A', 'p': 1}}
