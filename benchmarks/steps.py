@@ -58,6 +58,9 @@ class Case:
         for key, value in [*self.changes.items(), *changes.items()]:
             opt[key] = {**opt.get(key, {}), **value} if isinstance(value, dict) and key != 'network_g' else value
         opt['train'] = {key: value for key, value in opt['train'].items() if key != 'perceptual_opt'}
+        for name in ('feature_kd_opt', 'feature_kd_d_opt'):  # the step by hand has one rate for all that learns
+            if opt['train'].get(name) is not None:
+                opt['train'][name] = {**opt['train'][name], 'adaptor_lr': 1}
         if opt['train'].pop('stages', None):  # the last one, in which all is on
             opt['train']['stages'] = [{'name': 'all', 'iters': opt['train']['total_iter'],
                                        'losses': ['pixel', 'feature_kd', 'gan']}]
