@@ -6,8 +6,8 @@ def test_what_is_trained_by_whom(tmp_path):
     training = build(full_options(tmp_path)).training
     assert list(training.trained) == ['net_g', 'aux.feature_kd', 'aux.feature_kd_d', 'net_d']
     assert training.trains_discriminator and training.aux_d == {'feature_kd_d'}
-    assert training.aux_of('g') == [training.aux['feature_kd']]
-    assert training.aux_of('d') == [training.aux['feature_kd_d']]
+    assert training.aux_of('g') == {'feature_kd': training.aux['feature_kd']}
+    assert training.aux_of('d') == {'feature_kd_d': training.aux['feature_kd_d']}
 
 
 def test_a_discriminator_without_an_optimizer_is_not_trained(tmp_path):
