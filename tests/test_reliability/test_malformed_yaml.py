@@ -18,7 +18,7 @@ import kd_cli.train
 from kd_cli.loop import _read_options, train_pipeline
 from kd_utils.checkpoint import CheckpointError
 from kd_utils.options import OptionError, load_yaml
-from kd_utils.schema import get
+from kd_utils.schema import get, teacher_sections
 from tests.test_reliability.damage import (
     FILES,
     KINDS,
@@ -62,7 +62,7 @@ def make_files(opt: dict) -> None:
             save_image(dataset['dataroot_lq'], side // dataset.get('scale', opt['scale']))
         if 'meta_info' in dataset:
             write(Path(dataset['meta_info']), '0.png\n')
-    for section in (opt['path'], get(opt, 'teacher.path') or {}):
+    for section in (opt['path'], *(teacher['path'] for teacher in teacher_sections(opt).values())):
         for key, path in section.items():
             if key.startswith('pretrain_network') and path:
                 write(Path(path))

@@ -84,6 +84,7 @@ def change(opt, key, value):
     ('network_g', ..., '', 'network_g'),
     ('network_g.num_feats', 16, 'network_g', 'num_feats'),
     ('network_g.num_feat', '16', 'network_g.num_feat', '16'),
+    ('network_g', {'type': 'GCFSR', 'out_size': 4}, 'network_g.out_size', '32'),  # which StyleGAN2 may have
     ('network_g.type', 'RRDBnet', 'network_g.type', 'RRDBNet'),
     ('network_g.type', ..., 'network_g', 'type'),
     ('network_g.num_in_ch', ..., 'network_g', 'num_in_ch'),
