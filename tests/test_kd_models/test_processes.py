@@ -48,6 +48,8 @@ def test_two_processes_equal_one(tmp_path, mode):
     assert logs == other_logs
     expected_logs, expected = run(tmp_path, 0, 1, mode)
     for log, expected_log in zip(logs, expected_logs, strict=True):
+        for measured in (log, expected_log):  # R2 of half a batch refers to the variance of that half
+            measured.pop('feature_kd_r2', None)
         assert log == pytest.approx(expected_log, rel=1e-4, abs=1e-6)
     for name, net in nets.items():
         for key, value in net.items():
