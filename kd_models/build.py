@@ -30,7 +30,7 @@ from kd_models.training import Training
 from kd_utils import checkpoint
 from kd_utils.options import OptionError, Options, teacher_caches
 from kd_utils.rng import own_random_numbers
-from kd_utils.schema import LOSS_REGISTRY, registered, teacher_sections
+from kd_utils.schema import LOSS_REGISTRY, registered, teacher_key, teacher_name, teacher_sections
 from kd_utils.schema.optimizers import optimizer_class
 
 
@@ -106,7 +106,7 @@ def build_teachers(opt: Options, device: torch.device, wanted: Collection[str] |
         device: Where they are placed.
         wanted: The keys of the sections that are built, such as `teachers.NAME`; all by default.
     """
-    return {key.replace('teachers.', 'teacher.', 1): Teacher(section, device)
+    return {teacher_name(key): Teacher(section, device)
             for key, section in teacher_sections(opt).items() if wanted is None or key in wanted}
 
 
@@ -124,7 +124,7 @@ def build_terms(known: Mapping[str, type[Term]], training: Training) -> dict[str
         option = training.opt['train'].get(f'{name}_opt')
         if option is not None:
             with nullcontext() if name in STOCK else own_random_numbers(training.runtime.device):
-                terms[name] = _build_term(name, term, dict(option), training)
+                terms[name] = _build_term(name, term, option, training)
     return terms
 
 
@@ -150,7 +150,7 @@ def teacher_names(given: str | list[str]) -> str | list[str]:
     """The names in `Training.teachers` of those that a loss names: `teacher`, or one or several of `teachers`."""
     if not isinstance(given, str):
         return [str(teacher_names(name)) for name in given]
-    return given if given == 'teacher' else f'teacher.{given}'
+    return teacher_name(teacher_key(given))
 
 
 def _build_criterion(name: str, kind: type[Term], option: Options) -> nn.Module:

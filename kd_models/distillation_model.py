@@ -35,7 +35,7 @@ from kd_models.terms import TERMS, Term
 from kd_models.training import Training
 from kd_models.upcycling import check_upcycling, upcycled
 from kd_models.update import Update, begin_stage
-from kd_models.validation import ValidatedModel, refers_to_teacher
+from kd_models.validation import ValidatedModel
 from kd_utils.options import OptionError, apply_aliases, check_options, crop_size, teacher_caches
 from kd_utils.schema import CheckedOptions, measured_teachers, teacher_key
 
@@ -78,10 +78,11 @@ class DistillationModel(ValidatedModel):
                 get_root_logger().warning(message)
         self.adapter = build_adapter(opt['network_g'])
         self.teachers = {}
+        self.caches = teacher_caches(opt)
         device = torch.device('cuda' if opt['num_gpu'] != 0 else 'cpu')
         self.runtime = Runtime(device, opt.get('dist', False), opt.get('train'))
         super().__init__(opt)
-        if not self.is_train and any(refers_to_teacher(option) for option in self._metrics().values()):
+        if not self.is_train:
             measured = {teacher_key(name) for name in measured_teachers(opt)}
             self.teachers = build.build_teachers(opt, self.device, measured)
 
@@ -244,11 +245,10 @@ class DistillationModel(ValidatedModel):
         Raises:
             OptionError: There is a cache, and the loop does not read it.
         """
-        names = teacher_caches(self.opt)
-        if any(name not in self.batch for name in names):
+        if any(name not in self.batch for name in self.caches):
             raise OptionError('`teacher.cache` is read by the loop of kd_cli only. Call kd_cli.train.main in your '
                               'train.py, or take `teacher.cache` out.')
-        return {key: value for key, value in self.batch.items() if key.partition(':')[0] in names}
+        return {key: value for key, value in self.batch.items() if key.partition(':')[0] in self.caches}
 
     def targets(self) -> dict[str, Tensor]:
         """Ground truths that differ from `gt`, by loss name: those that Real-ESRGAN's keys want sharpened."""
@@ -334,13 +334,12 @@ class DistillationModel(ValidatedModel):
     def cached_layers(self, name: str = 'teacher') -> tuple[str, ...]:
         """The layers whose maps a teacher's cache keeps besides its images."""
         taps = self._cached_taps(name)
-        if taps is None and teacher_caches(self.opt)[name]['features']:
+        if taps is None and self.caches[name]['features']:
             get_root_logger().warning(f'`{name}.cache.features` is of no use: no loss compares feature maps of it.')
         return tuple(taps.paths) if taps else ()
 
     def _cached_taps(self, name: str) -> Taps | None:
-        return self.training.features.taps(name, tuple(self.terms)) if teacher_caches(self.opt)[name]['features'] \
-            else None
+        return self.training.features.taps(name, tuple(self.terms)) if self.caches[name]['features'] else None
 
     def cache_record(self, name: str = 'teacher') -> dict[str, Any]:
         """What decides the images in a teacher's cache; others are not taken from it."""

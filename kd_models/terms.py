@@ -34,7 +34,7 @@ class Term:
             update, is named in no stage, and its trainable criterion belongs to `optim_d`.
         reads: The forwards that it reads besides the student's: `ema`, `teacher`, or others of the model's table.
         reads_features: Whether it compares feature maps; its criterion is then given `layers` and `channels`.
-        requires: The options without which it cannot be computed.
+        requires: The options without which it cannot be computed, besides the teacher that a generator's loss reads.
         option_keys: The keys of `<name>_opt` that the term itself takes, by kind of value (kd_utils/schema).
         starts: The first iteration in which it is on.
         lr_factor: The learning rate of its trainable criterion, as a multiple of that of its side's network.
@@ -129,7 +129,6 @@ class TeacherTerm(Term):
         inputs: Which inputs it is computed on: those `given` by the dataset, `upcycled` ones, or `both`, summed.
     """
     reads = frozenset({'teacher'})
-    requires: ClassVar[tuple[str, ...]] = ('teacher', )
     option_keys: ClassVar[Mapping[str, str]] = {'inputs': 'given|upcycled|both'}
 
     def __init__(self, name: str, criterion: Any, training: Training, *, inputs: str = 'given', **keys: Any) -> None:
@@ -262,7 +261,6 @@ class ContrastiveTerm(Term):
     """l_g_contrastive: the student's image is to be nearer to the teacher's than to any other (MCAD-KD)."""
     default_type = 'MultiScaleContrastiveLoss'
     reads = frozenset({'teacher'})
-    requires = ('teacher', )
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
         output, teacher, lq = map(step.unit, (step.output, step.teachers[self.teacher], step.lq))

@@ -75,8 +75,9 @@ class Update:
             self._update_discriminator(step, logs)
             self._update_generator(step, logs)
             return logs
+        updated = bool(step.losses)
         self._update_generator(step, logs)
-        if self.order == 'g_first' and self._updates_generator(step) and self._updates_discriminator(step):
+        if self.order == 'g_first' and updated and self._updates_discriminator(step):
             with torch.no_grad():
                 step.losses, step.wanted = (), frozenset({'student'})
                 run(self.forwards, self.training, step)
@@ -85,23 +86,22 @@ class Update:
 
     def forward(self, step: Step) -> None:
         """The student, and what else the losses of the stage read; without a graph where nothing is to be updated."""
-        updates = self._updates_generator(step)
-        step.losses = losses_on(self.terms, step.stage, step.iteration) if updates else ()
+        in_turn = self._is_generators_turn(step)
+        step.losses = losses_on(self.terms, step.stage, step.iteration) if in_turn else ()
         step.wanted = frozenset({'student'}).union(*(self.terms[name].forwards for name in step.losses))
-        with torch.set_grad_enabled(updates):
+        with torch.set_grad_enabled(bool(step.losses)):
             run(self.forwards, self.training, step)
 
-    def _updates_generator(self, step: Step) -> bool:
+    def _is_generators_turn(self, step: Step) -> bool:
         """BasicSR's net_d_iters and net_d_init_iters hold while the discriminator is trained."""
         in_turn = step.iteration % self.net_d_iters == 0 and step.iteration > self.net_d_init_iters
-        return bool(losses_on(self.terms, step.stage, step.iteration)) \
-            and (in_turn or not self._updates_discriminator(step))
+        return in_turn or not self._updates_discriminator(step)
 
     def _updates_discriminator(self, step: Step) -> bool:
         return self.training.net_d is not None and step.stage.train_d
 
     def _update_generator(self, step: Step, logs: OrderedDict[str, Tensor]) -> None:
-        if not self._updates_generator(step):
+        if not step.losses:
             return
         training, optimizer = self.training, self.training.optimizers[0]
         if training.net_d is not None:

@@ -23,6 +23,7 @@ from kd_metrics import MetricUnavailable
 from kd_models.adapters import Adapter
 from kd_models.teacher import Teacher
 from kd_utils.checkpoint import CheckpointWriteError
+from kd_utils.schema import teacher_key, teacher_name
 
 
 class ValidatedModel(SRModel):
@@ -110,8 +111,7 @@ class ValidatedModel(SRModel):
     def _reference(self, source: str) -> np.ndarray | None:
         if source == 'gt':
             return tensor2img([self.gt.cpu()]) if hasattr(self, 'gt') else None
-        name = source if source == 'teacher' else f'teacher.{source}'
-        return tensor2img([self.teachers[name].generate(self.lq)[0].cpu()])
+        return tensor2img([self.teachers[teacher_name(teacher_key(source))].generate(self.lq)[0].cpu()])
 
     def _image_path(self, dataset: str, name: str, current_iter: int | str) -> str:
         root = self.opt['path']['visualization']
@@ -253,10 +253,6 @@ class _Measured:
         self.failed.add(metric)
         for values in self.images.values():
             values.pop(metric, None)
-
-
-def refers_to_teacher(metric_opt: dict[str, Any]) -> bool:
-    return metric_opt.get('reference', 'gt') != 'gt'
 
 
 def measures_a_set(metric_opt: dict[str, Any]) -> bool:

@@ -36,6 +36,7 @@ from kd_utils.schema.lookups import (
     requirements_of,
     teacher_caches,
     teacher_key,
+    teacher_name,
     teacher_sections,
 )
 from kd_utils.schema.messages import CheckedOptions, OptionError, Options, closest, nearest
@@ -45,7 +46,8 @@ __all__ = [
     'ARCH_REGISTRY', 'CheckedOptions', 'DATASETS', 'DATASET_REGISTRY', 'LOSS_REGISTRY', 'METRIC_REGISTRY',
     'MODEL_REGISTRY', 'OPTIMIZERS', 'OUR_PACKAGES', 'OptionError', 'Options', 'arch_of', 'check_arguments',
     'check_options', 'closest', 'crop_size', 'get', 'is_another', 'is_foreign', 'is_from', 'measured_teachers',
-    'nearest', 'registered', 'require', 'requirements_of', 'teacher_caches', 'teacher_key', 'teacher_sections',
+    'nearest', 'registered', 'require', 'requirements_of', 'teacher_caches', 'teacher_key', 'teacher_name',
+    'teacher_sections',
 ]
 
 

@@ -88,8 +88,7 @@ def terms_of(opt: Options) -> dict[str, Any]:
 
 def requirements_of(opt: Options) -> dict[str, tuple[str, ...]]:
     """Loss -> the options without which it cannot be computed, those that the model adds as `requires` among them."""
-    of_terms = {name: ('teacher', *(key for key in term.requires if key != 'teacher'))
-                if 'teacher' in term.reads and term.side == 'generator' else term.requires
+    of_terms = {name: (*term.requires, *['teacher'] * ('teacher' in term.reads and term.side == 'generator'))
                 for name, term in terms_of(opt).items()}
     return {**of_terms, **getattr(model_of(opt), 'requires', {})}
 
@@ -108,6 +107,11 @@ def teacher_key(name: str) -> str:
     return name if name == 'teacher' else f'teachers.{name}'
 
 
+def teacher_name(key: str) -> str:
+    """What models and caches call the teacher whose section has that key: `teacher`, or `teacher.NAME`."""
+    return key.replace('teachers.', 'teacher.', 1)
+
+
 def teachers_of_loss(opt: Options, name: str) -> list[str]:
     """The teachers that a configured loss names, `teacher` where it names none."""
     given = get(opt, f'train.{name}_opt.teacher')
@@ -124,11 +128,11 @@ def teacher_caches(opt: Options) -> dict[str, Options]:
         if 'teacher' not in requirements or train.get(f'{name}_opt') is None:
             continue
         for teacher in teachers_of_loss(opt, name):
-            cache = get(opt, f'{teacher_key(teacher)}.cache')
+            key = teacher_key(teacher)
+            cache = get(opt, f'{key}.cache')
             if cache is not None:
                 section = cache if isinstance(cache, dict) else {'folder': cache}
-                found['teacher' if teacher == 'teacher' else f'teacher.{teacher}'] = {
-                    'features': False, 'dtype': 'fp16', **section}
+                found[teacher_name(key)] = {'features': False, 'dtype': 'fp16', **section}
     return found
 
 

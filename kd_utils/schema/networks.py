@@ -17,6 +17,7 @@ from kd_utils.schema.lookups import (
     registered,
     teacher_caches,
     teacher_key,
+    teacher_name,
     terms_of,
 )
 from kd_utils.schema.messages import Options
@@ -114,7 +115,7 @@ class NetworkChecks(Checks):
             self.refuse(f'`{key}.cache` keeps one image of the teacher for each training image, which fits the fixed '
                         f'pairs of PairedImageDataset only. {kind} may degrade or crop otherwise at each draw. '
                         f'Use PairedImageDataset with prepared LR images, or take `{key}.cache` out.')
-        if key not in [name.replace('teacher.', 'teachers.') for name in teacher_caches(self.opt)]:
+        if teacher_name(key) not in teacher_caches(self.opt):
             self.warnings.append(f"`{key}.cache` is of no use: no loss asks for the teacher's images.")
 
     def check_path(self) -> None:
