@@ -6,11 +6,12 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kd_losses.layer_pairs import LayerPairsLoss
 from kd_utils.options import OptionError
 
 
 @LOSS_REGISTRY.register()
-class MLPFeatureLoss(nn.Module):
+class MLPFeatureLoss(LayerPairsLoss):
     """Mean over layers of MSE(M_l(N(F_l^S)), N(sg F_l^T)), with M_l = Conv1x1(C_h -> C_t) . ReLU . Conv1x1(C_s -> C_h).
 
     The MLP M lifts the student's channels to the teacher's, so that no spatial transform is needed. It is trained with
@@ -20,7 +21,7 @@ class MLPFeatureLoss(nn.Module):
 
     N brings each channel to mean 0 and deviation 1 by running statistics, which are part of the training's state. Maps
     of teacher and student may differ in energy by a factor of 100; without N the adaptors spend the run on that factor
-    (docs/results/causes.md).
+    (docs/methods/sdakd.md).
 
     Args:
         layers: Teacher layer -> student layer, module paths.
@@ -29,47 +30,37 @@ class MLPFeatureLoss(nn.Module):
         normalize: `channel`, or `none` for N(F) = F.
         loss_weight: Weight of the loss.
 
-    Attributes:
-        explained: R^2 of the last call, the share of the teacher's variance that the adaptors reproduce, the mean over
-            layers; 1 at best, negative where the teacher's mean would do better. A scalar without graph.
-
     Raises:
         OptionError: `hidden` is none of these.
     """
     supplied = ('layers', 'channels')
-    options = ('layers',)
     argument_kinds = {'normalize': 'channel|none'}
-    explained: Tensor
 
     def __init__(self, *, layers: dict[str, str], channels: dict[str, tuple[int, int]],
                  hidden: str | int = 'teacher', normalize: str = 'channel', loss_weight: float = 1.0) -> None:
-        super().__init__()
-        self.loss_weight = loss_weight
-        self.layers = dict(layers)
+        super().__init__(layers=layers, loss_weight=loss_weight)
         self.adaptors = nn.ModuleDict({_key(layer): _mlp(*channels[layer], hidden) for layer in layers})
         sides = channels if normalize == 'channel' else {}
         self.of_student = nn.ModuleDict({_key(layer): Standardized(c_s) for layer, (c_s, _) in sides.items()})
         self.of_teacher = nn.ModuleDict({_key(layer): Standardized(c_t) for layer, (_, c_t) in sides.items()})
+        self._explained: dict[str, Tensor] = {}
 
-    def forward(self, student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
-        """The weighted loss.
+    def distance(self, layer: str, student: Tensor, teacher: Tensor) -> Tensor:
+        """The MSE of one pair."""
+        key = _key(layer)
+        if key in self.of_student:
+            student, teacher = self.of_student[key](student), self.of_teacher[key](teacher)
+        distance = F.mse_loss(self.adaptors[key](student), teacher)
+        self._explained[layer] = 1 - distance.detach() / _variance(teacher)
+        return distance
 
-        Args:
-            student: The student's maps by its layer, each (N, C_s, H, W).
-            teacher: The teacher's maps by its layer, each (N, C_t, H, W); no gradient reaches them.
+    @property
+    def explained(self) -> Tensor:
+        """R^2 of the last call, the share of the teacher's variance that the adaptors reproduce, the mean over layers.
 
-        Returns:
-            Tensor: A scalar.
+        1 at best, negative where the teacher's mean would do better. A scalar without graph.
         """
-        distances, explained = [], []
-        for of_teacher, of_student in self.layers.items():
-            key, maps, target = _key(of_teacher), student[of_student], teacher[of_teacher].detach()
-            if key in self.of_student:
-                maps, target = self.of_student[key](maps), self.of_teacher[key](target)
-            distances.append(F.mse_loss(self.adaptors[key](maps), target))
-            explained.append(1 - distances[-1].detach() / _variance(target))
-        self.explained = torch.stack(explained).mean()
-        return self.loss_weight * torch.stack(distances).mean()
+        return torch.stack(list(self._explained.values())).mean()
 
 
 class Standardized(nn.Module):

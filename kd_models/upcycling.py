@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import isqrt
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from kd_models.forwards import FORWARDS, teacher
 from kd_models.step import Step
 from kd_models.training import Training
 from kd_utils.options import OptionError
-from kd_utils.resize import bicubic
+from kd_utils.resize import as_square, bicubic
 
 # The keys of `train.upcycling`, with the values that hold where the file has none.
 DEFAULTS: dict[str, Any] = {'enlarge': 0.5, 'flip': True, 'rotate': True, 'invert': False}
@@ -96,13 +95,13 @@ Transform = Callable[[Tensor], Tensor]
 
 def _turned_back(layer: str, maps: Tensor, back: Transform) -> Tensor:
     """Maps (N, C, H, W), or tokens (N, C, L, 1) of a square crop, as if the input had not been augmented."""
-    side = isqrt(maps.shape[-2])
+    square = as_square(maps)
     if maps.shape[-1] > 1 or maps.shape[-2] == 1:
         return back(maps)
-    if side * side != maps.shape[-2]:
+    if square is maps:
         raise OptionError(f'`train.upcycling` turns inputs, and layer `{layer}` has {maps.shape[-2]} tokens, which are '
                           'no square. Name another layer, or write `flip: false` and `rotate: false`.')
-    return back(maps.squeeze(-1).unflatten(-1, (side, side))).flatten(2).unsqueeze(-1)
+    return back(square).flatten(2).unsqueeze(-1)
 
 
 def _augmentation(option: dict[str, Any], low: float, high: float) -> tuple[Transform, Transform]:

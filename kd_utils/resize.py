@@ -29,6 +29,13 @@ def bicubic(images: Tensor, size: int | tuple[int, int]) -> Tensor:
     return rows @ images @ columns.T
 
 
+def as_square(maps: Tensor) -> Tensor:
+    """Tokens (N, C, L, 1) of a square image as maps (N, C, side, side); other maps (N, C, H, W) as they are."""
+    side = math.isqrt(maps.shape[-2])
+    is_square = maps.shape[-1] == 1 and side * side == maps.shape[-2]
+    return maps.squeeze(-1).unflatten(-1, (side, side)) if is_square else maps
+
+
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     """Images (N, C, H, W) continued to the right and below until `multiple` divides their sides, in mirror image."""
     height, width = images.shape[-2:]
