@@ -168,6 +168,29 @@ def train_seeded(model, data: list[dict], first: int = 1) -> list[dict]:
     return logs
 
 
+def stopped_and_resumed(build, folder, data: list[dict], stop: int) -> tuple:
+    """Two models of `build()` trained alike: in one go, and stopped after `stop` batches, saved and resumed."""
+    whole = build()
+    start, adaptors = weights(whole.net_g), weights(whole.aux)
+    train_seeded(whole, data)
+    averaged = hasattr(whole, 'net_g_ema')
+    part = build()
+    part.net_g.load_state_dict(start)
+    part.aux.load_state_dict(adaptors)
+    if averaged:
+        part.model_ema(0)
+    train_seeded(part, data[:stop])
+    part.save(0, stop)
+    resumed = build()
+    saved = str(folder / f'models/net_g_{stop}.pth')
+    resumed.load_network(resumed.net_g, saved)
+    if averaged:
+        resumed.load_network(resumed.net_g_ema, saved, True, 'params_ema')
+    resumed.resume_training(torch.load(folder / f'training_states/{stop}.state', weights_only=True))
+    train_seeded(resumed, data[stop:], stop + 1)
+    return whole, resumed
+
+
 def refusal(options: dict) -> str:
     """The message with which options are refused, by the check or by the model's construction."""
     model = MODEL_REGISTRY.get(options['model_type'])

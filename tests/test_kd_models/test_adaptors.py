@@ -11,8 +11,8 @@ from tests.support import (
     gan_options,
     model_options,
     save_teacher,
+    stopped_and_resumed,
     train,
-    train_seeded,
     weights,
 )
 
@@ -56,18 +56,7 @@ def test_r2_rises_while_adaptors_learn(tmp_path):
 
 
 def test_statistics_are_resumed(tmp_path):
-    whole = build_model(options(tmp_path))
-    start, adaptors, data = weights(whole.net_g), weights(whole.aux), batches(4)
-    train_seeded(whole, data)
-    part = build_model(options(tmp_path))
-    part.net_g.load_state_dict(start)
-    part.aux.load_state_dict(adaptors)
-    train_seeded(part, data[:2])
-    part.save(0, 2)
-    resumed = build_model(options(tmp_path))
-    resumed.load_network(resumed.net_g, str(tmp_path / 'models/net_g_2.pth'))
-    resumed.resume_training(torch.load(tmp_path / 'training_states/2.state', weights_only=False))
-    train_seeded(resumed, data[2:], 3)
+    whole, resumed = stopped_and_resumed(lambda: build_model(options(tmp_path)), tmp_path, batches(4), 2)
     assert_equal_weights(weights(resumed.net_g), weights(whole.net_g))
     assert_equal_weights(weights(resumed.aux), weights(whole.aux))
     assert not any('of_teacher' in name for name in weights(resumed.net_g))

@@ -17,8 +17,8 @@ from tests.support import (
     model_options,
     refusal,
     save_teacher,
+    stopped_and_resumed,
     train,
-    train_seeded,
     weights,
 )
 
@@ -111,19 +111,7 @@ def test_resume_is_exact(tmp_path):
         return build_model(model_options(tmp_path, {'response_kd_opt': {'teacher': ['a', 'b']}, 'ema_decay': 0.9},
                                          teachers=named(tmp_path, a=TEACHER, b=WIDE)))
     torch.manual_seed(0)
-    whole = build()
-    start, data = weights(whole.net_g), batches(4)
-    train_seeded(whole, data)
-    part = build()
-    part.net_g.load_state_dict(start)
-    part.model_ema(0)
-    train_seeded(part, data[:2])
-    part.save(0, 2)
-    resumed = build()
-    resumed.load_network(resumed.net_g, str(tmp_path / 'models/net_g_2.pth'))
-    resumed.load_network(resumed.net_g_ema, str(tmp_path / 'models/net_g_2.pth'), True, 'params_ema')
-    resumed.resume_training(torch.load(tmp_path / 'training_states/2.state', weights_only=False))
-    train_seeded(resumed, data[2:], 3)
+    whole, resumed = stopped_and_resumed(build, tmp_path, batches(4), 2)
     assert_equal_weights(weights(resumed.net_g), weights(whole.net_g))
     assert_equal_weights(weights(resumed.net_g_ema), weights(whole.net_g_ema))
 

@@ -15,6 +15,7 @@ from tests.support import (
     model_options,
     refusal,
     save_teacher,
+    stopped_and_resumed,
     train,
     train_seeded,
     weights,
@@ -151,17 +152,7 @@ def test_without_second_inputs_nothing_changes(tmp_path):
 
 @pytest.mark.parametrize('stop', [1, 2])
 def test_resume_is_exact(tmp_path, stop):
-    whole = build_model(options(tmp_path))
-    start, data = weights(whole.net_g), batches(4)
-    train_seeded(whole, data)
-    part = build_model(options(tmp_path))
-    part.net_g.load_state_dict(start)
-    train_seeded(part, data[:stop])
-    part.save(0, stop)
-    resumed = build_model(options(tmp_path))
-    resumed.load_network(resumed.net_g, str(tmp_path / f'models/net_g_{stop}.pth'))
-    resumed.resume_training(torch.load(tmp_path / f'training_states/{stop}.state', weights_only=False))
-    train_seeded(resumed, data[stop:], stop + 1)
+    whole, resumed = stopped_and_resumed(lambda: build_model(options(tmp_path)), tmp_path, batches(4), stop)
     assert_equal_weights(weights(resumed.net_g), weights(whole.net_g))
 
 
